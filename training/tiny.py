@@ -1,0 +1,97 @@
+"""Writes the embedded default weights: a tiny model of FLUX's own classes and a tiny VAE of TAEF1's shape.
+
+They let every FLUX workflow run on a CPU in seconds. Fresh weights are random, so their pictures are noise; the same seed
+always gives the same files. Both are read by the stock Load Diffusion Model and Load VAE nodes.
+
+    python dev.py python -m comfyui_ensemble.training.tiny --models-dir FOLDER [--seed N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import comfy.ldm.flux.model
+import comfy.ops
+import comfy.taesd.taesd
+import torch
+from safetensors.torch import save_file
+
+from ..models_info.files import whole_file
+from ..models_info.registry import TINY_FLUX, TINY_VAE
+
+HIDDEN = 256  # two heads of FLUX's 128
+CONTEXT = 384  # all-MiniLM-L6-v2
+LATENT_CHANNELS = 16
+
+FLUX_CONFIG = {
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "vec_in_dim": CONTEXT,
+    "context_in_dim": CONTEXT,
+    "hidden_size": HIDDEN,
+    "mlp_ratio": 4.0,
+    "num_heads": HIDDEN // 128,
+    "depth": 3,
+    "depth_single_blocks": 6,
+    "axes_dim": [16, 56, 56],
+    "theta": 10_000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+
+
+def tiny_flux(seed: int) -> dict[str, torch.Tensor]:
+    """Random weights of a 3 + 6 block FLUX of width 256, in the published file's key names."""
+    model = comfy.ldm.flux.model.Flux(
+        dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init, **FLUX_CONFIG
+    )
+    return _random_weights(model, seed)
+
+
+def tiny_vae(seed: int) -> dict[str, torch.Tensor]:
+    """Random weights of a TAEF1-shaped autoencoder: 16 latent channels, eight times smaller than the picture."""
+    return _random_weights(comfy.taesd.taesd.TAESD(latent_channels=LATENT_CHANNELS), seed)
+
+
+def _random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Normal with variance 1 / fan-in for matrices and kernels, 1 for scales, 0 for biases; the given scalars stay."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, value in sorted(model.state_dict().items()):
+        if value.ndim >= 2:
+            fan_in = math.prod(value.shape[1:])
+            weights[name] = torch.randn(value.shape, generator=generator) / math.sqrt(fan_in)
+        elif value.ndim == 1:
+            weights[name] = torch.zeros(value.shape) if name.endswith("bias") else torch.ones(value.shape)
+        else:
+            weights[name] = value.clone()
+    return weights
+
+
+def write_tiny_models(models_dir: Path, seed: int = 0) -> list[Path]:
+    """Write both files below `models_dir`, as ComfyUI lays its models folder out; returns their paths."""
+    written = []
+    for entry, make in ((TINY_FLUX, tiny_flux), (TINY_VAE, tiny_vae)):
+        path = models_dir / entry.folder / entry.name
+        weights = {name: value.to(torch.bfloat16) for name, value in make(seed).items()}
+        with whole_file(path) as temporary:
+            save_file(weights, temporary, metadata={"ensemble_seed": str(seed)})
+        written.append(path)
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the embedded default weights (random) into a models folder.")
+    parser.add_argument("--models-dir", type=Path, required=True, help="ComfyUI's models folder")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for path in write_tiny_models(arguments.models_dir, arguments.seed):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
