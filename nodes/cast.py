@@ -24,6 +24,7 @@ CATEGORIES = (
     "other",
 )
 MAX_SUBJECTS = 32  # every reference is attended to by every token, so a longer cast is a mistake rather than a wish
+WHITE = 1.0  # what fills a cut-out subject's background: UNO-style training references have plain light backgrounds
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class Subject:
     name: str
     description: str
     category: str
+
+    def cut_out(self) -> torch.Tensor:
+        """The subject on white, (1, H, W, 3); the whole picture where it has no mask."""
+        if self.mask is None:
+            return self.image
+        mask = self.mask[..., None].to(self.image)
+        return self.image * mask + WHITE * (1 - mask)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,9 @@ class EnsembleSubject(io.ComfyNode):
             description="Adds a person or thing to the cast. Chain several: the order of the chain is the order of the cast.",
             search_aliases=["reference image", "identity", "character", "multi-subject", "cast", "ensemble"],
             inputs=[
-                io.Image.Input("image", tooltip="One picture of the subject. An alpha channel, if it has one, serves as mask."),
+                io.Image.Input(
+                    "image", tooltip="One picture of the subject. An alpha channel, if it has one, serves as mask."
+                ),
                 io.String.Input("name", default="alice", tooltip="A short name, unique in the cast."),
                 io.String.Input(
                     "description",
@@ -86,8 +96,8 @@ class EnsembleSubject(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, category: str = CATEGORIES[0]) -> bool | str:  # no value while it comes by a link
-        if category not in CATEGORIES:
+    def validate_inputs(cls, category: str | None = None) -> bool | str:  # None while it comes by a link
+        if category is not None and category not in CATEGORIES:
             return str(_unknown_category(category))
         return True
 
@@ -163,7 +173,12 @@ class EnsembleCastSheet(io.ComfyNode):
     @classmethod
     def execute(cls, cast: Cast) -> io.NodeOutput:
         tiles = [
-            Tile(subject.image[0].cpu().numpy(), None if subject.mask is None else subject.mask[0].cpu().numpy(), title, text)
+            Tile(
+                subject.image[0].cpu().numpy(),
+                None if subject.mask is None else subject.mask[0].cpu().numpy(),
+                title,
+                text,
+            )
             for number, subject in enumerate(cast.subjects, start=1)
             for title, text in [(f"{number}. {subject.name} ({subject.category})", subject.description)]
         ]

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from comfyui_ensemble.attention_patches.europe import EUROPE, MODES, SYMMETRIC_ROPE, SYMMETRIC_UNOPE, apply_europe, reference_ids
+from comfyui_ensemble.attention_patches.europe import (
+    EUROPE,
+    MODES,
+    SYMMETRIC_ROPE,
+    SYMMETRIC_UNOPE,
+    apply_europe,
+    reference_ids,
+)
 from comfyui_ensemble.attention_patches.layout import Layout, Reference, token_grid
 
 GRIDS = [(8, 8), (5, 9), (7, 3), (1, 4), (6, 6), (3, 11)]
@@ -70,7 +77,9 @@ class Recorder:
         self.calls: list[dict] = []
 
     def __call__(self, args):
-        self.calls.append({name: args[name].clone() for name in ("img_ids", "txt_ids")} | {"tokens": args["img"].shape[1]})
+        self.calls.append(
+            {name: args[name].clone() for name in ("img_ids", "txt_ids")} | {"tokens": args["img"].shape[1]}
+        )
         return args
 
 
