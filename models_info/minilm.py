@@ -54,7 +54,9 @@ class MiniLMTokenizer(sd1_clip.SDTokenizer):
 class MiniLMClipModel(sd1_clip.SDClipModel):
     """The host's BERT at all-MiniLM-L6-v2's size, with the mean over the tokens as its pooled output."""
 
-    def __init__(self, config: dict[str, Any], device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
+    def __init__(
+        self, config: dict[str, Any], device: Any = "cpu", dtype: Any = None, model_options: Any = None
+    ) -> None:
         super().__init__(
             device=device,
             dtype=dtype,

@@ -16,7 +16,11 @@ SENTENCE_MODELS = "sentence_transformers"
 DSM_ADAPTERS = "ensemble_dsm"
 
 # The pack's own model folders: name under ComfyUI's models folder -> file endings listed from it.
-_FOLDERS: dict[str, set[str]] = {POSE_DATABASES: {".safetensors"}, SENTENCE_MODELS: {".safetensors"}, DSM_ADAPTERS: {".safetensors"}}
+_FOLDERS: dict[str, set[str]] = {
+    POSE_DATABASES: {".safetensors"},
+    SENTENCE_MODELS: {".safetensors"},
+    DSM_ADAPTERS: {".safetensors"},
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from comfyui_ensemble.models_info.minilm import load_minilm_clip
 from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_VAE, find_minilm, register_folders
 from comfyui_ensemble.training.tiny import write_tiny_models
+from devtools.server import ComfyServer
 
 register_folders()
 
@@ -51,3 +53,11 @@ def vae(tiny_models: Path) -> comfy.sd.VAE:
 def clip() -> comfy.sd.CLIP:
     """all-MiniLM-L6-v2 as a host CLIP object."""
     return load_minilm_clip(find_minilm())
+
+
+@pytest.fixture(scope="session")
+def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """Has the tiny models, the sample pictures, and nothing in its output folder."""
+    arguments = [] if torch.accelerator.is_available() else ["--cpu"]
+    with ComfyServer(tmp_path_factory.mktemp("server"), tiny_models, arguments=arguments) as running:
+        yield running

@@ -1,0 +1,65 @@
+"""What EURoPE adds to a sampling step, against the host's own reference latents with the same positions ("uxo")."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import comfyui_ensemble.training  # noqa: F401 (tells the host about accelerators before anything of it is imported)
+
+# isort: split
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import torch
+
+from comfyui_ensemble.attention_patches.europe import EUROPE, apply_europe
+from comfyui_ensemble.attention_patches.layout import Layout, Reference
+from comfyui_ensemble.training.tiny import write_tiny_models
+
+STEPS = 4
+PAIRS = 12
+LATENT = 64  # 512 x 512 pixels: 1,024 tokens
+REFERENCES = ((16, 16), (16, 12), (12, 16))  # tokens
+PROMISED = 0.01
+
+
+def rows() -> list[dict[str, Any]]:
+    """Median over paired runs of (a step with EURoPE) / (a step with the host's own method) - 1."""
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        path, _ = write_tiny_models(Path(folder))
+        model = comfy.sd.load_diffusion_model(str(path))
+    layout = Layout(tuple(Reference("subject", grid, str(number)) for number, grid in enumerate(REFERENCES)))
+    patched = apply_europe(model, layout, EUROPE)
+    latents = [torch.randn(1, 16, 2 * height, 2 * width) for height, width in REFERENCES]
+    options = {"pooled_output": torch.randn(1, 384), "reference_latents": latents}
+    ours = [[torch.randn(1, 32, 384), options]]
+    theirs = [[ours[0][0], {**options, "reference_latents_method": "uxo"}]]
+    ratios = []
+    with torch.inference_mode():
+        for pair in range(PAIRS + 1):
+            # Who goes first alternates, so that a machine that warms up or slows down favours neither.
+            runs = [(patched, ours), (model, theirs)][:: 1 if pair % 2 else -1]
+            seconds = {id(one): _seconds(one, conditioning) for one, conditioning in runs}
+            ratios.append(seconds[id(patched)] / seconds[id(model)])
+    added = statistics.median(ratios[1:]) - 1  # the first pair loads the model
+    return [
+        {
+            "name": f"EURoPE in a step of the tiny FLUX, {len(REFERENCES)} references",
+            "ratio": added,
+            "promised": f"under {PROMISED:.0%}",
+            "met": added < PROMISED,
+            "device": str(comfy.model_management.get_torch_device()),
+        }
+    ]
+
+
+def _seconds(model: Any, positive: Any) -> float:
+    latent = torch.zeros(1, 16, LATENT, LATENT)
+    noise = comfy.sample.prepare_noise(latent, 0)
+    start = time.perf_counter()
+    comfy.sample.sample(model, noise, STEPS, 1.0, "euler", "simple", positive, positive, latent, disable_pbar=True)
+    return time.perf_counter() - start

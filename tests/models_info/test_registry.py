@@ -1,0 +1,56 @@
+"""Model folders and files."""
+
+from __future__ import annotations
+
+import folder_paths
+import pytest
+
+from comfyui_ensemble.models_info.files import whole_file
+from comfyui_ensemble.models_info.registry import (
+    BUNDLED_POSES,
+    MODEL_FILES,
+    POSE_DATABASES,
+    find_file,
+    list_files,
+    register_folders,
+)
+
+
+def test_the_bundled_database_is_listed_and_found():
+    assert BUNDLED_POSES.name in list_files(POSE_DATABASES)
+    path = find_file(POSE_DATABASES, BUNDLED_POSES.name)
+    assert path is not None and path.is_file()
+
+
+@pytest.mark.parametrize("name", ["../README.md", "/etc/hostname", "no such file.safetensors", "..\\x", ""])
+def test_names_that_lead_elsewhere_are_never_found(name):
+    assert find_file(POSE_DATABASES, name) is None
+
+
+def test_registering_twice_changes_nothing():
+    before = folder_paths.get_folder_paths(POSE_DATABASES)
+    register_folders()
+    assert folder_paths.get_folder_paths(POSE_DATABASES) == before
+
+
+def test_every_missing_model_sentence_names_file_folder_and_source():
+    for entry in MODEL_FILES:
+        sentence = entry.missing()
+        assert entry.name in sentence and f"models/{entry.folder}" in sentence and entry.source in sentence
+        assert "\n" not in sentence
+
+
+def test_folders_are_ones_the_host_knows():
+    for entry in MODEL_FILES:
+        assert entry.folder in folder_paths.folder_names_and_paths
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    target = tmp_path / "deep" / "file.bin"
+    with pytest.raises(RuntimeError), whole_file(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert list(target.parent.iterdir()) == []
+    with whole_file(target) as temporary:
+        temporary.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole" and list(target.parent.iterdir()) == [target]
