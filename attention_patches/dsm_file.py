@@ -1,8 +1,9 @@
 """The DSM adapter's file: written by training, read by Load DSM.
 
-One safetensors, metadata ``format`` = "ensemble-dsm", ``version`` = "1", ``base`` (the family of the model it was
-made for, "flux"), ``heads`` (attention heads), ``clip_depth`` (layers of the vision encoder), ``clip_layers`` (JSON
-list, counted from 0, of the layers read). All other sizes are those of its tensors, d being the trunk's width:
+One safetensors file whose metadata has the one key ``dsm``, a JSON object: ``format`` "ensemble-dsm", ``version`` "1",
+``base`` (the family of the model it was made for, "flux"), ``heads`` (attention heads), ``clip_depth`` (layers of the
+vision encoder), ``clip_layers`` (list, counted from 0, of the layers read). All other sizes are those of its tensors, d
+being the trunk's width:
 
 =============================================  ==============================================================
 tensor (and ``.bias`` where one is said)       shape
@@ -43,6 +44,7 @@ from safetensors.torch import save_file
 from ..models_info.files import whole_file
 from .dsm_adapter import HEADS, DSMAdapter, DSMConfig
 
+HEADER = "dsm"  # one key, because several are written in random order
 FORMAT = "ensemble-dsm"
 VERSION = "1"
 
@@ -53,16 +55,17 @@ class DSMError(ValueError):
 
 def write_dsm(path: Path, weights: Mapping[str, torch.Tensor], config: DSMConfig) -> None:
     """Write an adapter's file, whole or not at all."""
-    metadata = {
+    header = {
         "format": FORMAT,
         "version": VERSION,
         "base": config.base,
-        "heads": str(config.heads),
-        "clip_depth": str(config.clip_depth),
-        "clip_layers": json.dumps(config.clip_layers),
+        "heads": config.heads,
+        "clip_depth": config.clip_depth,
+        "clip_layers": config.clip_layers,
     }
+    tensors = {name: value.contiguous() for name, value in weights.items()}
     with whole_file(path) as temporary:
-        save_file({name: value.contiguous() for name, value in weights.items()}, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={HEADER: json.dumps(header)})
 
 
 def load_dsm(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
@@ -71,9 +74,9 @@ def load_dsm(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     Raises:
         DSMError: the file is no DSM adapter, or is damaged.
     """
-    metadata = _read_metadata(path)
+    header = _read_header(path)
     weights: Any = comfy.utils.load_torch_file(str(path), safe_load=True)
-    config = _read_config(weights, metadata)
+    config = _read_config(weights, header)
     _check_shapes(weights, config)
     offload_device = comfy.model_management.unet_offload_device()
     adapter = DSMAdapter(config, weights["to_query.weight"].dtype, offload_device, comfy.ops.manual_cast)
@@ -84,20 +87,20 @@ def load_dsm(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     return patcher
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
+def _read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError):
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    except (SafetensorError, OSError, json.JSONDecodeError):
         raise DSMError("it is no whole safetensors file; download or copy it again") from None
-    if metadata.get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise DSMError("it is no DSM adapter of this pack; choose another file")
-    if metadata.get("version") != VERSION:
-        raise DSMError(f"its format has version {metadata.get('version')}, this pack reads {VERSION}; update the pack")
-    return metadata
+    if header.get("version") != VERSION:
+        raise DSMError(f"its format has version {header.get('version')}, this pack reads {VERSION}; update the pack")
+    return header
 
 
-def _read_config(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> DSMConfig:
+def _read_config(weights: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> DSMConfig:
     def rows(name: str) -> int:
         if name not in weights or weights[name].ndim == 0:
             raise _damaged(name)
@@ -105,8 +108,8 @@ def _read_config(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str
 
     double, single = (len([name for name in weights if name.startswith(head)]) for head in HEADS[1:])
     try:
-        heads, depth = int(metadata["heads"]), int(metadata["clip_depth"])
-        layers = tuple(int(layer) for layer in json.loads(metadata["clip_layers"]))
+        heads, depth = int(header["heads"]), int(header["clip_depth"])
+        layers = tuple(int(layer) for layer in header["clip_layers"])
     except (KeyError, TypeError, ValueError):
         raise DSMError("its metadata is damaged; download or copy it again") from None
     config = DSMConfig(
@@ -120,7 +123,7 @@ def _read_config(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str
         model_width=rows("double_heads.0.weight" if double else "single_heads.0.weight"),
         double_blocks=double,
         single_blocks=single,
-        base=metadata.get("base", ""),
+        base=header.get("base", ""),
     )
     if heads < 1 or config.width % heads or not all(0 <= layer < depth for layer in layers):
         raise DSMError("its metadata does not fit its tensors; download or copy it again")

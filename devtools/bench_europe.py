@@ -30,7 +30,7 @@ PROMISED = 0.01
 def rows() -> list[dict[str, Any]]:
     """Median over paired runs of (a step with EURoPE) / (a step with the host's own method) - 1."""
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        path, _ = write_tiny_models(Path(folder))
+        path, *_ = write_tiny_models(Path(folder))
         model = comfy.sd.load_diffusion_model(str(path))
     layout = Layout(tuple(Reference("subject", grid, str(number)) for number, grid in enumerate(REFERENCES)))
     patched = apply_europe(model, layout, EUROPE)

@@ -8,9 +8,9 @@ from devtools.workflow_forms import Link, Node, Note, Workflow
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 
-TINY_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine in seconds.
-Their weights are random until trained ones are bundled, so **the picture is noise**; everything else (cast, retrieved pose,
-positions) is real.
+TINY_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine
+in seconds. Their weights are random, so **the picture is noise**; everything else (cast, retrieved pose, positions) is
+real.
 
 **For real pictures**, with FLUX.1 dev:
 - Load Diffusion Model: `flux1-dev.safetensors`
@@ -38,6 +38,41 @@ def subject(number: int, file: str, name: str, description: str, earlier: str | 
     ]
 
 
+def tiny_models(column: int) -> list[Node]:
+    """Text encoder, diffusion model and VAE of the embedded default."""
+    return [
+        Node("clip", "EnsembleMiniLMTextEncoder", column),
+        Node("unet", "UNETLoader", column, {"unet_name": "ensemble_tiny_flux.safetensors"}),
+        Node("vae", "VAELoader", column, {"vae_name": "ensemble_tiny_vae.safetensors"}),
+    ]
+
+
+def sampling(column: int, model: str, positive: Link, size: tuple[int, int], prefix: str) -> list[Node]:
+    """Empty latent, sampler, decoder and saved picture; FLUX needs no negative prompt, so cfg is 1."""
+    return [
+        Node("negative", "CLIPTextEncode", column - 2, {"clip": Link("clip"), "text": ""}, title="Empty prompt"),
+        Node("latent", "EmptySD3LatentImage", column, {"width": size[0], "height": size[1]}, title="Empty Latent"),
+        Node(
+            "sampler",
+            "KSampler",
+            column,
+            {
+                "model": Link(model),
+                "positive": positive,
+                "negative": Link("negative"),
+                "latent_image": Link("latent"),
+                "seed": 1,
+                "steps": 20,
+                "cfg": 1.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+            },
+        ),
+        Node("decode", "VAEDecode", column, {"samples": Link("sampler"), "vae": Link("vae")}),
+        Node("save", "SaveImage", column, {"images": Link("decode"), "filename_prefix": prefix}),
+    ]
+
+
 ASTRA_POSE_AND_IDENTITY = Workflow(
     name="astra_pose_and_identity",
     columns=("1. Pictures", "2. Cast", "3. Pose", "4. Models and text", "5. References and positions", "6. Picture"),
@@ -46,13 +81,7 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
         *subject(2, "ensemble_bruno.png", "bruno", "a man in a green jumper with a yellow hat", "alice"),
         Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_bruno")}),
         Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
-        Node(
-            "prompt",
-            "PrimitiveStringMultiline",
-            2,
-            {"value": "two people shaking hands"},
-            title="Prompt",
-        ),
+        Node("prompt", "PrimitiveStringMultiline", 2, {"value": "two people shaking hands"}, title="Prompt"),
         Node("database", "EnsemblePoseDatabaseLoader", 2),
         Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("prompt")}),
         Node("show_match", "PreviewAny", 2, {"source": Link("retrieve", 1)}, title="Matched prompt"),
@@ -61,13 +90,10 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
             "render", "EnsemblePoseRender", 2, {"pose": Link("retrieve"), "width": 256, "height": 256, "line_width": 2}
         ),
         Node("show_pose", "PreviewImage", 2, {"images": Link("render")}, title="The pose"),
-        Node("clip", "EnsembleMiniLMTextEncoder", 3),
+        *tiny_models(3),
         Node(
             "positive", "CLIPTextEncode", 3, {"clip": Link("clip"), "text": Link("prompt")}, title="Encode the prompt"
         ),
-        Node("negative", "CLIPTextEncode", 3, {"clip": Link("clip"), "text": ""}, title="Empty prompt"),
-        Node("unet", "UNETLoader", 3, {"unet_name": "ensemble_tiny_flux.safetensors"}),
-        Node("vae", "VAELoader", 3, {"vae_name": "ensemble_tiny_vae.safetensors"}),
         Node(
             "references",
             "EnsembleReferenceLatents",
@@ -82,25 +108,7 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
         ),
         Node("guidance", "FluxGuidance", 4, {"conditioning": Link("references")}),
         Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
-        Node("latent", "EmptySD3LatentImage", 5, {"width": 256, "height": 256}, title="Empty Latent"),
-        Node(
-            "sampler",
-            "KSampler",
-            5,
-            {
-                "model": Link("europe"),
-                "positive": Link("guidance"),
-                "negative": Link("negative"),
-                "latent_image": Link("latent"),
-                "seed": 1,
-                "steps": 20,
-                "cfg": 1.0,
-                "sampler_name": "euler",
-                "scheduler": "simple",
-            },
-        ),
-        Node("decode", "VAEDecode", 5, {"samples": Link("sampler"), "vae": Link("vae")}),
-        Node("save", "SaveImage", 5, {"images": Link("decode"), "filename_prefix": "ensemble/astra"}),
+        *sampling(5, "europe", Link("guidance"), (256, 256), "ensemble/astra"),
     ],
     notes=[
         Note(3, "Which models", TINY_NOTE, 420),
@@ -121,4 +129,140 @@ Paper: ASTRA, retrieval-augmented pose guidance and disentangled position embedd
     ],
 )
 
-WORKFLOW_SOURCES = (ASTRA_POSE_AND_IDENTITY,)
+ACTIONS = {
+    "alice": "a woman waving with the right hand",
+    "bruno": "a man sitting on a chair",
+    "chiyo": "a woman dancing with both arms raised",
+}
+
+
+def own_pose(name: str, action: str) -> list[Node]:
+    """A subject's own words and the pose that is found for them."""
+    inputs = {"pose_db": Link("database"), "prompt": Link(f"query_{name}")}
+    return [
+        Node(f"query_{name}", "EnsemblePromptNormalizer", 2, {"prompt": action}, title=f"What {name} does"),
+        Node(f"retrieve_{name}", "EnsemblePoseRetriever", 2, inputs, title=f"Pose of {name}"),
+    ]
+
+
+ASTRA_MULTI_SUBJECT = Workflow(
+    name="astra_multi_subject",
+    columns=(
+        "1. Pictures",
+        "2. Cast",
+        "3. A pose for each",
+        "4. Models and text",
+        "5. References, positions, DSM",
+        "6. Picture",
+    ),
+    nodes=[
+        *subject(1, "ensemble_alice.png", "alice", "a woman in a red jumper with a yellow bag", None),
+        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green jumper with a yellow hat", "alice"),
+        *subject(3, "ensemble_chiyo.png", "chiyo", "a woman in a purple jumper", "bruno"),
+        Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_chiyo")}),
+        Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
+        Node("database", "EnsemblePoseDatabaseLoader", 2),
+        *[node for name, action in ACTIONS.items() for node in own_pose(name, action)],
+        Node(
+            "layout",
+            "EnsemblePoseLayout",
+            2,
+            {f"poses.pose{number}": Link(f"retrieve_{name}") for number, name in enumerate(ACTIONS)}
+            | {"width": 384, "height": 256},
+        ),
+        Node("render", "EnsemblePoseRender", 2, {"pose": Link("layout"), "width": 384, "height": 256, "line_width": 2}),
+        Node("show_pose", "PreviewImage", 2, {"images": Link("render")}, title="All poses"),
+        *tiny_models(3),
+        Node("vision", "EnsembleTinyCLIPVision", 3),
+        Node("adapter", "EnsembleDSMLoader", 3, {"dsm_name": "ensemble_tiny_dsm.safetensors"}),
+        Node(
+            "positive",
+            "CLIPTextEncode",
+            3,
+            {
+                "clip": Link("clip"),
+                "text": "a woman in a red jumper with a yellow bag waving, a man in a green jumper with a yellow hat sitting on"
+                " a chair, a woman in a purple jumper dancing",
+            },
+            title="Encode the prompt",
+        ),
+        Node(
+            "references",
+            "EnsembleReferenceLatents",
+            4,
+            {
+                "conditioning": Link("positive"),
+                "vae": Link("vae"),
+                "cast": Link("subject_chiyo"),
+                "pose_image": Link("render"),
+                "reference_size": 160,
+            },
+        ),
+        Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
+        Node(
+            "dsm",
+            "EnsembleDSM",
+            4,
+            {
+                "model": Link("europe"),
+                "conditioning": Link("references"),
+                "dsm": Link("adapter"),
+                "cast": Link("subject_chiyo"),
+                "clip_vision": Link("vision"),
+            },
+        ),
+        Node("guidance", "FluxGuidance", 4, {"conditioning": Link("dsm", 1)}),
+        *sampling(5, "dsm", Link("guidance"), (384, 256), "ensemble/astra_multi"),
+    ],
+    notes=[
+        Note(3, "Which models", TINY_NOTE, 420),
+        Note(
+            4,
+            "What to try",
+            """**Everybody has an own pose**: the first pose of *Lay Out Poses* belongs to the first subject of the cast, and so on.
+Connect *boxes* to say where each one stands.
+
+**DSM** tells the words of the prompt who is meant. The tiny adapter is untrained, which means that it changes nothing; a
+trained one belongs in `models/ensemble_dsm`.
+
+A LoRA that was trained together with an adapter goes through the stock *LoraLoaderModelOnly*, before *EURoPE Positions*.""",
+            320,
+        ),
+    ],
+)
+
+POSE_BROWSER = Workflow(
+    name="pose_browser",
+    columns=("1. Search", "2. Neighbours", "3. One of them"),
+    nodes=[
+        Node(
+            "prompt",
+            "PrimitiveStringMultiline",
+            0,
+            {"value": "cinematic photo of two friends dancing, golden hour, 85mm"},
+            title="Prompt",
+        ),
+        Node("query", "EnsemblePromptNormalizer", 0, {"prompt": Link("prompt")}),
+        Node("show_query", "PreviewAny", 0, {"source": Link("query")}, title="What shapes the pose"),
+        Node("database", "EnsemblePoseDatabaseLoader", 0),
+        Node("browse", "EnsemblePoseBrowser", 1, {"pose_db": Link("database"), "prompt": Link("query"), "count": 10}),
+        Node("save_sheet", "SaveImage", 1, {"images": Link("browse"), "filename_prefix": "ensemble/poses"}),
+        Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("query"), "rank": 2}),
+        Node("show_match", "PreviewAny", 2, {"source": Link("retrieve", 1)}, title="Matched prompt"),
+        Node("show_score", "PreviewAny", 2, {"source": Link("retrieve", 2)}, title="Score"),
+        Node("render", "EnsemblePoseRender", 2, {"pose": Link("retrieve"), "width": 512, "height": 512}),
+        Node("show_pose", "PreviewImage", 2, {"images": Link("render")}, title="The pose"),
+    ],
+    notes=[
+        Note(
+            0,
+            "What to try",
+            """*Normalize Prompt* keeps what shapes a pose and drops the rest: style, light, lens.
+
+Look at the sheet, pick a match, and set its number as **rank** on *Retrieve Pose*. Set **threshold** between the scores that
+fit and those that do not.""",
+        )
+    ],
+)
+
+WORKFLOW_SOURCES = (ASTRA_POSE_AND_IDENTITY, ASTRA_MULTI_SUBJECT, POSE_BROWSER)

@@ -19,6 +19,7 @@ from pathlib import Path
 from devtools.console import Problem
 
 PACKAGE = "comfyui_ensemble"
+MODEL_FOLDERS = ("diffusion_models", "vae", "text_encoders", "clip_vision", "loras", "ensemble_dsm", "pose_databases")
 DATA_FOLDERS = ("models", "input", "output", "temp", "user")
 
 
@@ -87,7 +88,7 @@ def _leads_to(place: Path, target: Path) -> bool:
 
 def write_search_paths(file: Path, custom_nodes: Path | None, models: Path) -> Path:
     """Write the extra search paths for the host. JSON is YAML, which saves quoting Windows paths by hand."""
-    paths = {folder: str(models / folder) for folder in ("diffusion_models", "vae", "text_encoders", "loras")}
+    paths = {folder: str(models / folder) for folder in MODEL_FOLDERS}
     if custom_nodes is not None:
         paths["custom_nodes"] = str(custom_nodes)
     file.parent.mkdir(parents=True, exist_ok=True)

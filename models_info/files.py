@@ -15,6 +15,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
+        temporary.chmod(_usual_mode())  # safetensors writes files for their owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _usual_mode() -> int:
+    """The permissions that a new file has by default."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

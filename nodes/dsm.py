@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..attention_patches.dsm_adapter import DSMConfig
 from ..attention_patches.dsm_file import DSMError, load_dsm
 from ..models_info.registry import DSM_ADAPTERS, find_file, list_files
 from .cast import Cast
-from .errors import InputError
+from .errors import InputError, sentence_or_true
 from .types import CAST, DSM
 from .vision import check_clip_vision, hidden_states
 
@@ -48,9 +49,7 @@ class EnsembleDSMLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, dsm_name: str | None = None) -> bool | str:  # no value while it comes by a link
-        if dsm_name is not None and find_file(DSM_ADAPTERS, dsm_name) is None:
-            return str(_unknown_adapter(dsm_name))
-        return True
+        return sentence_or_true(_find_adapter, dsm_name)
 
     @classmethod
     def fingerprint_inputs(cls, dsm_name: str) -> float:
@@ -60,22 +59,23 @@ class EnsembleDSMLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, dsm_name: str) -> io.NodeOutput:
-        path = find_file(DSM_ADAPTERS, dsm_name)
-        if path is None:
-            raise _unknown_adapter(dsm_name)
+        path = _find_adapter(dsm_name)
         try:
             return io.NodeOutput(load_dsm(path))
         except DSMError as error:
             raise InputError(cls.DISPLAY_NAME, "dsm_name", f"'{dsm_name}' will not do: {error}") from None
 
 
-def _unknown_adapter(name: str) -> InputError:
-    known = ", ".join(list_files(DSM_ADAPTERS)) or "none is there"
-    return InputError(
-        EnsembleDSMLoader.DISPLAY_NAME,
-        "dsm_name",
-        f"there is no '{name}' in models/{DSM_ADAPTERS}; put the adapter's file there or choose one of: {known}",
-    )
+def _find_adapter(name: str) -> Path:
+    path = find_file(DSM_ADAPTERS, name)
+    if path is None:
+        raise InputError(
+            EnsembleDSMLoader.DISPLAY_NAME,
+            "dsm_name",
+            f"there is no '{name}' in models/{DSM_ADAPTERS};"
+            f" put the adapter's file there or choose one of: {', '.join(list_files(DSM_ADAPTERS)) or 'none is there'}",
+        )
+    return path
 
 
 class EnsembleDSM(io.ComfyNode):

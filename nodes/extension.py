@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..models_info.registry import register_folders
-from . import cast, flux, minilm, pose
+from . import cast, dsm, encoders, flux, pose, pose_browser, pose_factory, pose_layout, prompt_normalizer
 
 
 class EnsembleExtension(ComfyExtension):
@@ -15,4 +15,15 @@ class EnsembleExtension(ComfyExtension):
         register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*cast.NODES, *minilm.NODES, *pose.NODES, *flux.NODES]
+        families = (
+            cast,
+            encoders,
+            pose,
+            pose_browser,
+            pose_layout,
+            prompt_normalizer,
+            pose_factory,
+            flux,
+            dsm,
+        )
+        return [node for family in families for node in family.NODES]

@@ -20,7 +20,6 @@ from .types import CAST, LAYOUT
 
 MIN_REFERENCE = 64
 MAX_REFERENCE = 2048
-WHITE = 1.0  # what fills a cut-out subject's background: UNO-style training references have plain light backgrounds
 
 
 class EnsembleReferenceLatents(io.ComfyNode):
@@ -72,8 +71,7 @@ class EnsembleReferenceLatents(io.ComfyNode):
 
         progress = comfy.utils.ProgressBar(len(cast.subjects))
         for subject in cast.subjects:
-            picture = subject.image if subject.mask is None else _cut_out(subject.image, subject.mask)
-            add(_resize(picture, reference_size, step), "subject", subject.name, subject.category)
+            add(_resize(subject.cut_out(), reference_size, step), "subject", subject.name, subject.category)
             progress.update(1)
         if pose_image is not None and _shows_pose(pose_image):
             add(_resize(pose_image[..., :3], max(pose_image.shape[1:3]), step), "pose")
@@ -101,12 +99,6 @@ def _shows_pose(pose_image: torch.Tensor) -> bool:
     return bool((pose_image[..., :3] > 0).any())
 
 
-def _cut_out(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The subject on white, (1, H, W, 3)."""
-    mask = mask[..., None].to(picture)
-    return picture * mask + WHITE * (1 - mask)
-
-
 def _resize(picture: torch.Tensor, longer_side: int, step: int) -> torch.Tensor:
     """(1, H, W, 3) at its own aspect ratio, the longer side as asked, both sides whole tokens of `step` pixels."""
     height, width = picture.shape[1:3]
@@ -130,7 +122,14 @@ class EnsembleEURoPE(io.ComfyNode):
             category="ensemble/flux",
             description="ASTRA's position ids: subjects stand off the canvas, so that they bring identity and no place; the"
             " pose map takes the canvas's own ids, so that it says where everything is.",
-            search_aliases=["Enhanced Universal Rotary Position Embedding", "ASTRA", "UnoPE", "RoPE", "position ids", "ensemble"],
+            search_aliases=[
+                "Enhanced Universal Rotary Position Embedding",
+                "ASTRA",
+                "UnoPE",
+                "RoPE",
+                "position ids",
+                "ensemble",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A FLUX model."),
                 LAYOUT.Input("layout", tooltip="From Reference Latents."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,15 @@ from comfy_api.latest import io
 from ..models_info.registry import BUNDLED_POSES, POSE_DATABASES, MissingModelError, find_file, find_minilm, list_files
 from ..pose_db.database import PoseDatabaseError, load_database
 from ..pose_db.keypoints import check_frames, frame_from_people
+from ..pose_db.people import MIN_CONFIDENCE
 from ..pose_db.render import render_frame
 from ..pose_db.retriever import PoseRetriever
-from .errors import InputError, require_text
+from .errors import InputError, require_packages, require_text, sentence_or_true
 from .types import POSE, POSE_DB
 
 DEFAULT_THRESHOLD = 0.5
 MAX_RANK = 1000
 MAX_SIDE = 16384  # the host's own largest picture side
-
-
-def _require_packages(node: str, *packages: str) -> None:
-    """Say which optional dependency is missing before an import fails with a traceback."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"{node}: the Python package {' and '.join(missing)} is not installed; run"
-            " `pip install -r requirements.txt` in this pack's folder."
-        )
 
 
 class EnsemblePoseDatabaseLoader(io.ComfyNode):
@@ -57,10 +48,8 @@ class EnsemblePoseDatabaseLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, database: str = BUNDLED_POSES.name) -> bool | str:  # no value while it comes by a link
-        if find_file(POSE_DATABASES, database) is None:
-            return str(_unknown_database(database))
-        return True
+    def validate_inputs(cls, database: str | None = None) -> bool | str:  # None while it comes by a link
+        return sentence_or_true(_find_database, database)
 
     @classmethod
     def fingerprint_inputs(cls, database: str) -> float:
@@ -70,9 +59,7 @@ class EnsemblePoseDatabaseLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, database: str) -> io.NodeOutput:
-        path = find_file(POSE_DATABASES, database)
-        if path is None:
-            raise _unknown_database(database)
+        path = _find_database(database)
         try:
             loaded = load_database(path)
         except PoseDatabaseError as error:
@@ -83,13 +70,16 @@ class EnsemblePoseDatabaseLoader(io.ComfyNode):
             raise MissingModelError(f"{cls.DISPLAY_NAME}: {error}.") from None
 
 
-def _unknown_database(database: str) -> InputError:
-    known = ", ".join(list_files(POSE_DATABASES)) or "none is there"
-    return InputError(
-        EnsemblePoseDatabaseLoader.DISPLAY_NAME,
-        "database",
-        f"there is no '{database}' in models/{POSE_DATABASES}; choose one of: {known}",
-    )
+def _find_database(database: str) -> Path:
+    path = find_file(POSE_DATABASES, database)
+    if path is None:
+        raise InputError(
+            EnsemblePoseDatabaseLoader.DISPLAY_NAME,
+            "database",
+            f"there is no '{database}' in models/{POSE_DATABASES};"
+            f" choose one of: {', '.join(list_files(POSE_DATABASES)) or 'none is there'}",
+        )
+    return path
 
 
 class EnsemblePoseRetriever(io.ComfyNode):
@@ -127,7 +117,9 @@ class EnsemblePoseRetriever(io.ComfyNode):
                 ),
             ],
             outputs=[
-                POSE.Output(display_name="pose", tooltip="One frame; without people where nothing reached the threshold."),
+                POSE.Output(
+                    display_name="pose", tooltip="One frame; without people where nothing reached the threshold."
+                ),
                 io.String.Output(display_name="matched_prompt"),
                 io.Float.Output(display_name="score"),
                 io.Boolean.Output(display_name="found"),
@@ -135,17 +127,13 @@ class EnsemblePoseRetriever(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str = "linked") -> bool | str:  # no value while it comes by a link
-        try:
-            _check_prompt(prompt)
-        except InputError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:  # None while it comes by a link
+        return sentence_or_true(_check_prompt, prompt)
 
     @classmethod
     def execute(cls, pose_db: PoseRetriever, prompt: str, threshold: float, rank: int) -> io.NodeOutput:
         _check_prompt(prompt)
-        _require_packages(cls.DISPLAY_NAME, "faiss", "sentence_transformers")
+        require_packages(cls.DISPLAY_NAME, "faiss", "sentence_transformers")
         database = pose_db.database
         if rank > len(database):
             raise InputError(cls.DISPLAY_NAME, "rank", f"the database has only {len(database)} entries; lower it")
@@ -176,10 +164,29 @@ class EnsemblePoseRender(io.ComfyNode):
             search_aliases=["openpose", "draw pose", "skeleton", "ControlNet", "pose map", "ensemble"],
             inputs=[
                 POSE.Input("pose", tooltip="From Retrieve Pose, SDPose, or any OpenPose preprocessor."),
-                io.Int.Input("width", default=1024, min=16, max=MAX_SIDE, step=8, tooltip="Use the width of your latent."),
-                io.Int.Input("height", default=1024, min=16, max=MAX_SIDE, step=8, tooltip="Use the height of your latent."),
                 io.Int.Input(
-                    "line_width", default=4, min=1, max=64, tooltip="Half the thickness of a limb in pixels; OpenPose has 4."
+                    "width", default=1024, min=16, max=MAX_SIDE, step=8, tooltip="Use the width of your latent."
+                ),
+                io.Int.Input(
+                    "height", default=1024, min=16, max=MAX_SIDE, step=8, tooltip="Use the height of your latent."
+                ),
+                io.Int.Input(
+                    "line_width",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="Half the thickness of a limb in pixels; OpenPose has 4.",
+                ),
+                io.Float.Input(
+                    "min_confidence",
+                    default=MIN_CONFIDENCE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keypoints less sure than this are left out. Trunk and limbs need half of it, so that"
+                    " hidden arms and legs are drawn, but no face on the back of a head. 0 draws all.",
                 ),
             ],
             outputs=[
@@ -189,14 +196,22 @@ class EnsemblePoseRender(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, pose: Any, width: int, height: int, line_width: int) -> io.NodeOutput:
-        _require_packages(cls.DISPLAY_NAME, "cv2")
+    def execute(
+        cls, pose: Any, width: int, height: int, line_width: int, min_confidence: float = MIN_CONFIDENCE
+    ) -> io.NodeOutput:
+        require_packages(cls.DISPLAY_NAME, "cv2")
         try:
-            pictures = [render_frame(frame, width, height, line_width) for frame in check_frames(pose)]
+            frames = check_frames(pose)
         except ValueError as error:
             raise InputError(cls.DISPLAY_NAME, "pose", f"{error}; connect a pose detector or Retrieve Pose") from None
-        images = torch.from_numpy(np.stack(pictures)).float() / 255.0  # (F, H, W, 3)
-        return io.NodeOutput(images, (images.amax(-1) > 0).float())
+        try:
+            drawn = np.stack([render_frame(frame, width, height, line_width, min_confidence) for frame in frames])
+        except ValueError as error:
+            raise InputError(cls.DISPLAY_NAME, "pose", str(error)) from None
+        # In NumPy, on one thread: at this size, waiting for torch's threads on a busy machine takes longer than the work.
+        image = np.divide(drawn, 255.0, dtype=np.float32)  # (F, H, W, 3)
+        mask = (drawn[..., 0] | drawn[..., 1] | drawn[..., 2]) > 0  # (F, H, W)
+        return io.NodeOutput(torch.from_numpy(image), torch.from_numpy(mask.astype(np.float32)))
 
 
 NODES: list[type[io.ComfyNode]] = [EnsemblePoseDatabaseLoader, EnsemblePoseRetriever, EnsemblePoseRender]

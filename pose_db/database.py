@@ -13,15 +13,18 @@ tensor              shape, type      holds
 ``texts``           (bytes,) uint8   UTF-8 JSON: ``{"prompts": [...], "tags": [...]}``
 ==================  ===============  ==========================================================================
 
-The metadata carries the version, a SHA-256 over every tensor but the embeddings (``entries_sha256``) and one over that
-digest and the embeddings (``index_sha256``): damage, and an index made for other entries, are noticed at load.
+The metadata has the one key ``pose_database``, a JSON object (several keys would be written in random order, and the same
+database would not always be the same bytes). It carries format, version, how the file was made, a SHA-256 over every tensor
+but the embeddings (``entries_sha256``), and one over that digest and the embeddings (``index_sha256``): damage, and an index
+made for other entries, are noticed at load.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from safetensors.numpy import save_file
 from ..models_info.files import whole_file
 from .keypoints import KEYPOINTS, PoseFrame, frame_from_people
 
+HEADER = "pose_database"
 FORMAT = "ensemble-pose-database"
 VERSION = "1"
 EMBEDDING_WIDTH = 384
@@ -83,6 +87,64 @@ class PoseDatabase:
         return frame_from_people(self.people(index), width, height)
 
 
+@dataclass(frozen=True)
+class PoseEntry:
+    """One prompt with its pose, before it has an embedding.
+
+    Attributes:
+        prompt: the text it is found by.
+        people: (P, 18, 3) x, y in canvas pixels and confidence in [0, 1].
+        canvas: width and height in pixels.
+        tags: action, people, subjects, environment, camera, difficulty, variation; any of them.
+    """
+
+    prompt: str
+    people: np.ndarray
+    canvas: tuple[int, int]
+    tags: dict[str, Any] = field(default_factory=dict)
+
+
+def empty_database(name: str) -> PoseDatabase:
+    """A database without entries."""
+    keypoints = np.zeros((0, len(KEYPOINTS), 3), dtype=np.float32)
+    embeddings = np.zeros((0, EMBEDDING_WIDTH), dtype=np.float32)
+    return PoseDatabase(name, [], [], np.zeros((0, 2), np.int64), np.zeros(1, np.int64), keypoints, embeddings)
+
+
+def append_entries(database: PoseDatabase, entries: Sequence[PoseEntry], embeddings: np.ndarray) -> PoseDatabase:
+    """A new database with `entries` after those of `database`, which stays as it is.
+
+    Canvases too large for the file are scaled down with their people; keypoints outside their canvas become "not there".
+
+    Args:
+        embeddings: (len(entries), 384), unit length.
+    """
+    fitted = [_fit_entry(entry) for entry in entries]
+    counts = np.array([len(people) for people, _ in fitted], dtype=np.int64)
+    return replace(
+        database,
+        prompts=[*database.prompts, *(entry.prompt for entry in entries)],
+        tags=[*database.tags, *(dict(entry.tags) for entry in entries)],
+        canvases=np.concatenate([database.canvases, *(np.array([canvas], np.int64) for _, canvas in fitted)]),
+        person_offsets=np.concatenate([database.person_offsets, database.person_offsets[-1] + np.cumsum(counts)]),
+        keypoints=np.concatenate([database.keypoints, *(people for people, _ in fitted)]),
+        embeddings=np.concatenate(
+            [database.embeddings, np.asarray(embeddings, np.float32).reshape(-1, EMBEDDING_WIDTH)]
+        ),
+    )
+
+
+def _fit_entry(entry: PoseEntry) -> tuple[np.ndarray, tuple[int, int]]:
+    """People (P, 18, 3) float32 and canvas of an entry as the file can hold them."""
+    scale = min(1.0, MAX_CANVAS / max(entry.canvas))
+    width, height = (max(1, int(side * scale)) for side in entry.canvas)
+    people = np.array(entry.people, dtype=np.float32)  # (P, 18, 3), a copy
+    people[..., :2] *= scale
+    inside = ((people[..., :2] >= 0) & (people[..., :2] <= (width, height))).all(-1) & (people[..., 2] > 0)
+    people[..., 2] = people[..., 2].clip(0, 1)
+    return np.where(inside[..., None], people, np.float32(0)), (width, height)
+
+
 def save_database(database: PoseDatabase, path: Path) -> None:
     """Write `database` to `path`; a file of that name is replaced by a whole one or not at all.
 
@@ -99,9 +161,9 @@ def save_database(database: PoseDatabase, path: Path) -> None:
         "embeddings": database.embeddings.astype(np.float16),
         "texts": np.frombuffer(texts.encode(), dtype=np.uint8),
     }
-    metadata = {**database.info, "format": FORMAT, "version": VERSION, **_checksums(tensors)}
+    header = {**database.info, "format": FORMAT, "version": VERSION, **_checksums(tensors)}
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
 
 
 def load_database(path: Path) -> PoseDatabase:
@@ -112,16 +174,18 @@ def load_database(path: Path) -> PoseDatabase:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            _check_metadata(metadata, path)
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            _check_header(header, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise PoseDatabaseError(f"the pose database {path.name} cannot be read ({error}); get the file again") from None
     checksums = _checksums(tensors)
-    if checksums["entries_sha256"] != metadata.get("entries_sha256"):
+    if checksums["entries_sha256"] != header.get("entries_sha256"):
         raise PoseDatabaseError(f"the pose database {path.name} is damaged (its checksum differs); get the file again")
-    if checksums["index_sha256"] != metadata.get("index_sha256"):
-        raise PoseDatabaseError(f"the index of the pose database {path.name} was made for other entries; build it again")
+    if checksums["index_sha256"] != header.get("index_sha256"):
+        raise PoseDatabaseError(
+            f"the index of the pose database {path.name} was made for other entries; build it again"
+        )
     texts = json.loads(tensors["texts"].tobytes())
     keypoints = np.concatenate(
         [
@@ -139,7 +203,7 @@ def load_database(path: Path) -> PoseDatabase:
         person_offsets=tensors["person_offsets"].astype(np.int64),
         keypoints=keypoints,
         embeddings=_unit(tensors["embeddings"].astype(np.float32)),
-        info={key: value for key, value in metadata.items() if key not in reserved},
+        info={key: value for key, value in header.items() if key not in reserved},
     )
 
 
@@ -152,18 +216,18 @@ def _checksums(tensors: dict[str, np.ndarray]) -> dict[str, str]:
     digest = hashlib.sha256()
     for name in _ENTRY_TENSORS:
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name]))
+        digest.update(np.ascontiguousarray(tensors[name]).data)
     entries = digest.hexdigest()
-    digest.update(np.ascontiguousarray(tensors["embeddings"]))
+    digest.update(np.ascontiguousarray(tensors["embeddings"]).data)
     return {"entries_sha256": entries, "index_sha256": digest.hexdigest()}
 
 
-def _check_metadata(metadata: dict[str, str], path: Path) -> None:
-    if metadata.get("format") != FORMAT:
+def _check_header(header: dict[str, str], path: Path) -> None:
+    if header.get("format") != FORMAT:
         raise PoseDatabaseError(f"{path.name} is not a pose database; choose one made by this pack")
-    if metadata.get("version") != VERSION:
+    if header.get("version") != VERSION:
         raise PoseDatabaseError(
-            f"the pose database {path.name} has format version {metadata.get('version')}, this pack reads {VERSION};"
+            f"the pose database {path.name} has format version {header.get('version')}, this pack reads {VERSION};"
             " update ComfyUI-Ensemble"
         )
 

@@ -74,7 +74,9 @@ def frame_from_people(people: np.ndarray, width: int, height: int) -> PoseFrame:
         width, height: canvas size in pixels.
     """
     return {
-        "people": [{"pose_keypoints_2d": np.asarray(person, dtype=np.float64).reshape(-1).tolist()} for person in people],
+        "people": [
+            {"pose_keypoints_2d": np.asarray(person, dtype=np.float64).reshape(-1).tolist()} for person in people
+        ],
         "canvas_width": int(width),
         "canvas_height": int(height),
     }
@@ -95,22 +97,6 @@ def keypoint_array(person: Mapping[str, Any], key: str) -> np.ndarray | None:
     if not np.isfinite(values).all():
         raise ValueError(f"{key} holds a number that is not finite")
     return values.reshape(-1, 3)
-
-
-def people_from_frame(frame: Mapping[str, Any]) -> np.ndarray:
-    """Body keypoints of every person of a frame, (P, 18, 3) in canvas pixels.
-
-    Raises:
-        ValueError: a person has no body keypoints, or not 18 of them.
-    """
-    people = []
-    for number, person in enumerate(frame["people"], start=1):
-        body = keypoint_array(person, "pose_keypoints_2d")
-        if body is None or body.shape[0] != len(KEYPOINTS):
-            found = 0 if body is None else body.shape[0]
-            raise ValueError(f"person {number} has {found} body keypoints, expected {len(KEYPOINTS)} (BODY-18)")
-        people.append(body)
-    return np.stack(people) if people else np.zeros((0, len(KEYPOINTS), 3))
 
 
 def check_frames(pose: Any) -> Sequence[PoseFrame]:

@@ -1,7 +1,8 @@
-"""Writes the embedded default weights: a tiny model of FLUX's own classes and a tiny VAE of TAEF1's shape.
+"""Writes the embedded default weights: a tiny FLUX, VAE and CLIP vision, each of the host's own classes, and a DSM adapter.
 
-They let every FLUX workflow run on a CPU in seconds. Fresh weights are random, so their pictures are noise; the same seed
-always gives the same files. Both are read by the stock Load Diffusion Model and Load VAE nodes.
+They let every FLUX workflow run on a CPU in seconds. Fresh weights are random, so their pictures are noise, and a fresh
+adapter changes nothing; the same seed always gives the same files. The stock Load Diffusion Model and Load VAE nodes read
+the first two.
 
     python dev.py python -m comfyui_ensemble.training.tiny --models-dir FOLDER [--seed N]
 """
@@ -12,14 +13,18 @@ import argparse
 import math
 from pathlib import Path
 
+import comfy.clip_model
 import comfy.ldm.flux.model
 import comfy.ops
 import comfy.taesd.taesd
 import torch
 from safetensors.torch import save_file
 
+from ..attention_patches.dsm_adapter import DSMConfig, fresh_dsm
+from ..attention_patches.dsm_file import write_dsm
 from ..models_info.files import whole_file
-from ..models_info.registry import TINY_FLUX, TINY_VAE
+from ..models_info.registry import TINY_DSM, TINY_FLUX, TINY_VAE, TINY_VISION
+from ..models_info.tiny_vision import CONFIG as VISION_CONFIG
 
 HIDDEN = 256  # two heads of FLUX's 128
 CONTEXT = 384  # all-MiniLM-L6-v2
@@ -42,6 +47,18 @@ FLUX_CONFIG = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
+DSM_CONFIG = DSMConfig(
+    text_width=CONTEXT,
+    width=64,
+    heads=4,
+    clip_width=VISION_CONFIG["hidden_size"],
+    clip_depth=VISION_CONFIG["num_hidden_layers"],
+    clip_layers=(1, 3, 5),
+    subjects=8,
+    model_width=HIDDEN,
+    double_blocks=FLUX_CONFIG["depth"],
+    single_blocks=FLUX_CONFIG["depth_single_blocks"],
+)
 
 
 def tiny_flux(seed: int) -> dict[str, torch.Tensor]:
@@ -55,6 +72,14 @@ def tiny_flux(seed: int) -> dict[str, torch.Tensor]:
 def tiny_vae(seed: int) -> dict[str, torch.Tensor]:
     """Random weights of a TAEF1-shaped autoencoder: 16 latent channels, eight times smaller than the picture."""
     return _random_weights(comfy.taesd.taesd.TAESD(latent_channels=LATENT_CHANNELS), seed)
+
+
+def tiny_vision(seed: int) -> dict[str, torch.Tensor]:
+    """Random weights of a CLIP vision encoder of width 64."""
+    model = comfy.clip_model.CLIPVisionModelProjection(
+        VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init
+    )
+    return _random_weights(model, seed)
 
 
 def _random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -73,15 +98,17 @@ def _random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor
 
 
 def write_tiny_models(models_dir: Path, seed: int = 0) -> list[Path]:
-    """Write both files below `models_dir`, as ComfyUI lays its models folder out; returns their paths."""
+    """Write the files below `models_dir`, as ComfyUI lays its models folder out; returns their paths, FLUX first."""
     written = []
-    for entry, make in ((TINY_FLUX, tiny_flux), (TINY_VAE, tiny_vae)):
+    for entry, make in ((TINY_FLUX, tiny_flux), (TINY_VAE, tiny_vae), (TINY_VISION, tiny_vision)):
         path = models_dir / entry.folder / entry.name
         weights = {name: value.to(torch.bfloat16) for name, value in make(seed).items()}
         with whole_file(path) as temporary:
             save_file(weights, temporary, metadata={"ensemble_seed": str(seed)})
         written.append(path)
-    return written
+    adapter = models_dir / TINY_DSM.folder / TINY_DSM.name
+    write_dsm(adapter, fresh_dsm(DSM_CONFIG, seed), DSM_CONFIG)
+    return [*written, adapter]
 
 
 def main() -> None:

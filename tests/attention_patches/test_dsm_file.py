@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import comfy.ops
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from comfyui_ensemble.attention_patches.dsm_adapter import FLUX_DSM, DSMAdapter, DSMConfig, fresh_dsm
-from comfyui_ensemble.attention_patches.dsm_file import DSMError, load_dsm, write_dsm
+from comfyui_ensemble.attention_patches.dsm_file import HEADER, DSMError, load_dsm, write_dsm
 
 CONFIG = DSMConfig(
     text_width=12,
@@ -38,9 +39,9 @@ def path(tmp_path: Path) -> Path:
 
 def rewrite(path: Path, tensors=lambda tensors: tensors, metadata=lambda metadata: metadata) -> None:
     with safe_open(path, framework="pt") as file:
-        old = file.metadata()
+        old = json.loads(file.metadata()[HEADER])
     held = {name: value.clone() for name, value in load_file(path).items()}
-    save_file(tensors(held), path, metadata=metadata(old))
+    save_file(tensors(held), path, metadata={HEADER: json.dumps(metadata(old))})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -94,6 +95,17 @@ def test_another_kind_of_file(path):
         load_dsm(path)
 
 
+def test_a_header_that_is_no_json(path):
+    save_file({"a": torch.zeros(1)}, path, metadata={HEADER: "{"})
+    with pytest.raises(DSMError, match="no whole safetensors file"):
+        load_dsm(path)
+
+
+def test_the_same_adapter_is_the_same_bytes(path, tmp_path):
+    write_dsm(tmp_path / "b", fresh_dsm(CONFIG, 0), CONFIG)
+    assert path.read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_a_later_version(path):
     rewrite(path, metadata=lambda metadata: {**metadata, "version": "9"})
     with pytest.raises(DSMError, match="version 9, this pack reads 1"):
@@ -104,10 +116,10 @@ def test_a_later_version(path):
     "change",
     [
         {"heads": "two"},
-        {"heads": "3"},
-        {"heads": "0"},
-        {"clip_layers": "[0, 1, 5]"},
-        {"clip_layers": "7"},
+        {"heads": 3},
+        {"heads": 0},
+        {"clip_layers": [0, 1, 5]},
+        {"clip_layers": 7},
         {"clip_depth": ""},
     ],
 )

@@ -7,7 +7,7 @@ import itertools
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.sample
-import comfy.samplers
+import comfy.sd
 import numpy as np
 import pytest
 import torch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import folder_paths
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from comfyui_ensemble.models_info.files import whole_file
 from comfyui_ensemble.models_info.registry import (
@@ -54,3 +56,11 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     with whole_file(target) as temporary:
         temporary.write_bytes(b"whole")
     assert target.read_bytes() == b"whole" and list(target.parent.iterdir()) == [target]
+
+
+def test_a_saved_file_has_the_usual_permissions(tmp_path):
+    plain, saved = tmp_path / "plain", tmp_path / "saved"
+    plain.touch()
+    with whole_file(saved) as temporary:
+        save_file({"a": np.zeros(1)}, temporary)
+    assert saved.stat().st_mode == plain.stat().st_mode

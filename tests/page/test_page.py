@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from devtools.browser import CHROMIUM, FLAGS, open_template, run_until
 from devtools.server import ComfyServer
 from devtools.workflow_sources import WORKFLOWS
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; install it to test the page")
@@ -39,30 +37,9 @@ def page(browser: Browser) -> Iterator[Page]:
     assert errors == []
 
 
-def open_template(page: Page, server: ComfyServer, name: str) -> None:
-    """Open a bundled workflow through the page's own template address."""
-    page.goto(f"{server.url}/?template={name}&source=comfyui_ensemble")
-    # The page starts with a workflow of its own and then replaces it.
-    opened = "window.app?.graph?.nodes?.some(node => node.type.startsWith('Ensemble'))"
-    page.wait_for_function(opened, timeout=120_000)
-
-
-def run_until(page: Page, ending: str) -> None:
-    """Press Run and wait for the end of the run, which must be `ending`: execution_success or execution_error."""
-    page.evaluate(
-        """window.ending = null;
-        for (const name of ['execution_success', 'execution_error'])
-            app.api.addEventListener(name, event => window.ending = [name, event.detail.exception_message])"""
-    )
-    page.get_by_test_id("queue-button").click()
-    page.wait_for_function("window.ending", timeout=120_000)
-    reached, message = page.evaluate("window.ending")
-    assert reached == ending, message
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_opens_complete_and_runs_to_a_picture(server: ComfyServer, page: Page, name: str, tmp_path: Path):
-    open_template(page, server, name)
+    open_template(page, server.url, name)
     source = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     assert page.evaluate("app.graph.nodes.length") == len(source["nodes"])
     missing = "app.graph.nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).map(n => n.type)"
@@ -83,10 +60,12 @@ def test_opens_complete_and_runs_to_a_picture(server: ComfyServer, page: Page, n
 
 
 def test_a_mistake_is_shown_in_words(server: ComfyServer, page: Page):
-    open_template(page, server, "astra_pose_and_identity")
+    open_template(page, server.url, "astra_pose_and_identity")
     page.evaluate("app.graph.nodes.find(n => n.type == 'PrimitiveStringMultiline').widgets[0].value = ' '")
     run_until(page, "execution_error")
-    page.get_by_text("Retrieve Pose, prompt: it is empty; write what the people do.").first.wait_for(timeout=10_000)
+    page.get_by_text("View details").first.click()
+    sentence = "comfyui_ensemble.InputError: Retrieve Pose, prompt: it is empty; write what the people do."
+    page.get_by_text(sentence).first.wait_for(timeout=10_000)
 
 
 def test_every_node_has_a_help_page(server: ComfyServer, page: Page):
