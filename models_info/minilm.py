@@ -11,14 +11,14 @@ import json
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import comfy.sd
 import comfy.utils
 import torch
 from comfy import sd1_clip
 from comfy.text_encoders.bert import BertModel
-from transformers import BertTokenizerFast
+from transformers import AutoTokenizer
 
 from .registry import MINILM, MissingModelError
 
@@ -26,6 +26,10 @@ NAME = "minilm"
 WIDTH = 384
 CHUNK = 256  # tokens the model was trained to read at once; a longer prompt becomes several chunks
 _START, _END, _PAD = 101, 102, 0
+
+# The host's parameters are typed by their defaults, which are narrower than what they take.
+_TOKENIZER: Any = AutoTokenizer
+_NETWORK: Any = BertModel
 
 
 class MiniLMTokenizer(sd1_clip.SDTokenizer):
@@ -39,7 +43,7 @@ class MiniLMTokenizer(sd1_clip.SDTokenizer):
             embedding_directory=embedding_directory,
             embedding_size=WIDTH,
             embedding_key=NAME,
-            tokenizer_class=BertTokenizerFast,
+            tokenizer_class=_TOKENIZER,
             pad_to_max_length=False,
             tokenizer_data=tokenizer_data or {},
         )
@@ -62,7 +66,7 @@ class MiniLMClipModel(sd1_clip.SDClipModel):
             dtype=dtype,
             textmodel_json_config=config,
             special_tokens={"start": _START, "end": _END, "pad": _PAD},
-            model_class=BertModel,
+            model_class=_NETWORK,
             enable_attention_masks=True,
             zero_out_masked=True,
             return_attention_masks=True,
@@ -71,7 +75,7 @@ class MiniLMClipModel(sd1_clip.SDClipModel):
 
     def forward(self, tokens: list[list]) -> tuple[torch.Tensor, torch.Tensor]:
         """Chunks of token ids -> embeddings (chunks, L, 384), their means over the real tokens (chunks, 384)."""
-        embeddings, _, extra = super().forward(tokens)
+        embeddings, _, extra = cast("tuple[torch.Tensor, None, dict[str, torch.Tensor]]", super().forward(tokens))
         real = extra["attention_mask"].unsqueeze(-1).to(embeddings)
         return embeddings, (embeddings * real).sum(1) / real.sum(1)
 
@@ -86,13 +90,15 @@ def load_minilm_clip(folder: Path, embedding_directory: list[str] | None = None)
     if not (weights_file.is_file() and config_file.is_file() and (folder / "tokenizer.json").is_file()):
         raise MissingModelError(MINILM.missing())
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    weights = {f"bert.{key}": value for key, value in comfy.utils.load_torch_file(str(weights_file)).items()}
-
+    published = cast("dict[str, torch.Tensor]", comfy.utils.load_torch_file(str(weights_file), safe_load=True))
+    weights = {f"bert.{key}": value for key, value in published.items()}
+    model: Any = partial(MiniLMClipModel, config)
+    tokenizer: Any = partial(MiniLMTokenizer, folder)
     return comfy.sd.CLIP(
         SimpleNamespace(
             params={},
-            clip=partial(sd1_clip.SD1ClipModel, name=NAME, clip_model=partial(MiniLMClipModel, config)),
-            tokenizer=partial(sd1_clip.SD1Tokenizer, name=NAME, tokenizer=partial(MiniLMTokenizer, folder)),
+            clip=partial(sd1_clip.SD1ClipModel, name=NAME, clip_model=model),
+            tokenizer=partial(sd1_clip.SD1Tokenizer, name=NAME, tokenizer=tokenizer),
         ),
         embedding_directory=embedding_directory,
         parameters=sum(value.numel() for value in weights.values()),

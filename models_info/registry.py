@@ -14,12 +14,14 @@ PACK_FOLDER = Path(__file__).resolve().parent.parent
 POSE_DATABASES = "pose_databases"
 SENTENCE_MODELS = "sentence_transformers"
 DSM_ADAPTERS = "ensemble_dsm"
+OPENPOSE = "openpose"
 
 # The pack's own model folders: name under ComfyUI's models folder -> file endings listed from it.
 _FOLDERS: dict[str, set[str]] = {
     POSE_DATABASES: {".safetensors"},
     SENTENCE_MODELS: {".safetensors"},
     DSM_ADAPTERS: {".safetensors"},
+    OPENPOSE: {".safetensors", ".pth"},
 }
 
 
@@ -66,6 +68,13 @@ BUNDLED_POSES = ModelFile(
     purpose="finding poses by text",
     source="this pack's pose_db/data folder (it comes with the pack)",
     licence="GPL-3.0-or-later",
+)
+OPENPOSE_BODY = ModelFile(
+    name="body_pose_model.pth",
+    folder=OPENPOSE,
+    purpose="finding poses in pictures",
+    source="huggingface.co/lllyasviel/ControlNet (annotator/ckpts)",
+    licence="OpenPose licence, non-commercial use only",
 )
 TINY_FLUX = ModelFile(
     name="ensemble_tiny_flux.safetensors",
@@ -127,6 +136,7 @@ FLUX_T5 = ModelFile(
 MODEL_FILES = (
     MINILM,
     BUNDLED_POSES,
+    OPENPOSE_BODY,
     TINY_FLUX,
     TINY_VAE,
     TINY_VISION,

@@ -62,7 +62,8 @@ class EnsembleReferenceLatents(io.ComfyNode):
         cls, conditioning: Any, vae: VAE, cast: Cast, reference_size: int, pose_image: torch.Tensor | None = None
     ) -> io.NodeOutput:
         _check_conditioning(conditioning)
-        step = PATCH_SIZE * vae.spacial_compression_encode()
+        compression: Any = vae.spacial_compression_encode()  # one number for pictures; the host types it for video too
+        step = PATCH_SIZE * compression
         latents, references = [], []
 
         def add(picture: torch.Tensor, role: Role, name: str = "", category: str = "") -> None:
@@ -103,10 +104,11 @@ def _resize(picture: torch.Tensor, longer_side: int, step: int) -> torch.Tensor:
     """(1, H, W, 3) at its own aspect ratio, the longer side as asked, both sides whole tokens of `step` pixels."""
     height, width = picture.shape[1:3]
     scale = longer_side / max(height, width)
-    target = [max(step, round(side * scale / step) * step) for side in (width, height)]
-    if target == [width, height]:
+    new_width, new_height = (max(step, round(side * scale / step) * step) for side in (width, height))
+    if (new_width, new_height) == (width, height):
         return picture
-    return comfy.utils.common_upscale(picture.movedim(-1, 1), *target, "lanczos", "disabled").movedim(1, -1)
+    resized = comfy.utils.common_upscale(picture.movedim(-1, 1), new_width, new_height, "lanczos", "disabled")
+    return resized.movedim(1, -1)
 
 
 class EnsembleEURoPE(io.ComfyNode):

@@ -11,14 +11,14 @@ from comfy_api.latest import io
 
 from ..models_info.registry import BUNDLED_POSES, POSE_DATABASES, MissingModelError, find_file, find_minilm, list_files
 from ..pose_db.database import PoseDatabaseError, load_database
+from ..pose_db.index import IndexFileError
 from ..pose_db.keypoints import check_frames, frame_from_people
 from ..pose_db.people import MIN_CONFIDENCE
 from ..pose_db.render import render_frame
-from ..pose_db.retriever import PoseRetriever
+from ..pose_db.retriever import DEFAULT_THRESHOLD, PoseRetriever
 from .errors import InputError, require_packages, require_text, sentence_or_true
 from .types import POSE, POSE_DB
 
-DEFAULT_THRESHOLD = 0.5
 MAX_RANK = 1000
 MAX_SIDE = 16384  # the host's own largest picture side
 
@@ -65,7 +65,7 @@ class EnsemblePoseDatabaseLoader(io.ComfyNode):
         except PoseDatabaseError as error:
             raise InputError(cls.DISPLAY_NAME, "database", str(error)) from None
         try:
-            return io.NodeOutput(PoseRetriever(loaded, find_minilm()))
+            return io.NodeOutput(PoseRetriever(loaded, find_minilm(), path.with_suffix(".index")))
         except MissingModelError as error:
             raise MissingModelError(f"{cls.DISPLAY_NAME}: {error}.") from None
 
@@ -137,7 +137,10 @@ class EnsemblePoseRetriever(io.ComfyNode):
         database = pose_db.database
         if rank > len(database):
             raise InputError(cls.DISPLAY_NAME, "rank", f"the database has only {len(database)} entries; lower it")
-        match = pose_db.search(prompt, rank)[-1]
+        try:
+            match = pose_db.search(prompt, rank)[-1]
+        except IndexFileError as error:
+            raise InputError(cls.DISPLAY_NAME, "pose_db", str(error)) from None
         found = match.score >= threshold
         frame = database.frame(match.entry)
         if not found:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
+from ..pose_db.index import IndexFileError
 from ..pose_db.render import render_frame
 from ..pose_db.retriever import PoseRetriever
 from .contact_sheet import TILE, Tile, draw_contact_sheet
-from .errors import require_packages, require_text, sentence_or_true
+from .errors import InputError, require_packages, require_text, sentence_or_true
 from .types import POSE_DB
 
 MAX_COUNT = 100
@@ -45,6 +46,10 @@ class EnsemblePoseBrowser(io.ComfyNode):
         _check_prompt(prompt)
         require_packages(cls.DISPLAY_NAME, "faiss", "sentence_transformers", "cv2")
         database = pose_db.database
+        try:
+            matches = pose_db.search(prompt, count)
+        except IndexFileError as error:
+            raise InputError(cls.DISPLAY_NAME, "pose_db", str(error)) from None
         tiles = [
             Tile(
                 render_frame(database.frame(match.entry), TILE, TILE, line_width=2) / 255.0,
@@ -52,7 +57,7 @@ class EnsemblePoseBrowser(io.ComfyNode):
                 f"{rank}. {match.score:.3f}",
                 database.prompts[match.entry],
             )
-            for rank, match in enumerate(pose_db.search(prompt, count), start=1)
+            for rank, match in enumerate(matches, start=1)
         ]
         return io.NodeOutput(torch.from_numpy(draw_contact_sheet(tiles))[None])
 

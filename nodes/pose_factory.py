@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..models_info.registry import POSE_DATABASES, MissingModelError, ModelFile
+from ..models_info.registry import OPENPOSE_BODY, POSE_DATABASES, MissingModelError, find_file
 from ..pose_db.alignment import (
     DEFAULT_THRESHOLD,
     DEFAULT_WEIGHTS,
@@ -33,14 +33,6 @@ from ..pose_db.retriever import PoseRetriever
 from .errors import InputError, require_packages, require_text, sentence_or_true
 from .types import POSE, POSE_DB
 
-OPENPOSE = "openpose"
-OPENPOSE_BODY = ModelFile(
-    name="body_pose_model.pth",
-    folder=OPENPOSE,
-    purpose="finding poses in pictures",
-    source="huggingface.co/lllyasviel/ControlNet (annotator/ckpts)",
-    licence="OpenPose licence, non-commercial use only",
-)
 MAX_PROMPTS = 10_000
 WEIGHTS_TEXT = ", ".join(map(str, DEFAULT_WEIGHTS))
 NAME_RULE = re.compile(r"[^\\/:*?\"<>|\x00-\x1f]+")  # what a file name cannot hold on one of the systems
@@ -238,7 +230,7 @@ class EnsemblePoseExtract(io.ComfyNode):
             weights = cast("dict[str, torch.Tensor]", comfy.utils.load_torch_file(str(path), safe_load=True))
             network = body_network(weights)
         except ValueError as error:
-            raise InputError(cls.DISPLAY_NAME, f"models/{OPENPOSE}/{path.name}", str(error)) from None
+            raise InputError(cls.DISPLAY_NAME, f"models/{OPENPOSE_BODY.folder}/{path.name}", str(error)) from None
         patcher = comfy.model_patcher.CoreModelPatcher(
             network,
             load_device=comfy.model_management.get_torch_device(),
@@ -268,11 +260,10 @@ def _require_optional(node: str, package: str) -> None:
 
 def _openpose_weights() -> Path:
     """The body network's file; a conversion to safetensors goes before the published one."""
-    folder_paths.add_model_folder_path(OPENPOSE, str(Path(folder_paths.models_dir) / OPENPOSE), is_default=True)
     for name in (Path(OPENPOSE_BODY.name).with_suffix(".safetensors").name, OPENPOSE_BODY.name):
-        path = folder_paths.get_full_path(OPENPOSE, name)
+        path = find_file(OPENPOSE_BODY.folder, name)
         if path is not None:
-            return Path(path)
+            return path
     raise MissingModelError(f"{EnsemblePoseExtract.DISPLAY_NAME}: {OPENPOSE_BODY.missing()}.")
 
 

@@ -71,7 +71,7 @@ def _ask(clip: Any, text: str) -> str:
     from comfy_extras.nodes_textgen import TextGenerate  # an older host lacks it, and only this input needs it
 
     try:
-        return TextGenerate.execute(clip, text, ANSWER_TOKENS, {"sampling_mode": "off"}).result[0]
+        return TextGenerate.execute(clip, text, ANSWER_TOKENS, {"sampling_mode": "off"}).args[0]
     except AttributeError as error:  # what the host raises where a text encoder has no way to generate
         raise InputError(
             EnsemblePromptNormalizer.DISPLAY_NAME,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def _check_distinct(prompts: Sequence[str], tags: Sequence[dict[str, Any]]) -> N
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; its one line of output is JSON with the counts."""
     parser = argparse.ArgumentParser(
-        prog="python -m comfyui_ensemble.pose_db.builder", description=__doc__.split("\n")[0]
+        prog="python -m comfyui_ensemble.pose_db.builder", description="Build the bundled pose database."
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "people": len(database.keypoints),
         "bytes": options.output.stat().st_size,
     }
-    parser.exit(message=json.dumps(counts) + "\n")
+    sys.stdout.write(json.dumps(counts) + "\n")
 
 
 def draw_contact_sheet(database: PoseDatabase, path: Path, count: int, seed: int, columns: int = 10) -> None:

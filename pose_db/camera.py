@@ -163,8 +163,8 @@ def photograph(scene: Scene, view: View, confidence: np.ndarray, hidden_confiden
     result[..., :2] = pixels.reshape(count, people, 18, 2)
     result[..., 2] = np.where(seen, confidence, hidden_confidence)
     limit = view.canvas[:, None, None, :] - 1
-    inside = ((result[..., :2] >= 0) & (result[..., :2] <= limit)).all(axis=-1)
-    return np.where(inside[..., None], result, 0.0)
+    inside = np.all((result[..., :2] >= 0) & (result[..., :2] <= limit), axis=-1, keepdims=True)
+    return np.where(inside, result, 0.0)
 
 
 def _outline(scene: Scene) -> np.ndarray:

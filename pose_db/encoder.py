@@ -6,6 +6,8 @@ Source: Reimers and Gurevych, "Sentence-BERT", EMNLP 2019; model all-MiniLM-L6-v
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,20 @@ class SentenceEncoder:
 
     def encode(self, texts: list[str], batch_size: int = 256) -> np.ndarray:
         """(n, 384) float32, unit length, one row a text."""
-        return self._model.encode(
-            texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-        )
+        with _one_thread() if len(texts) == 1 else nullcontext():
+            return self._model.encode(
+                texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One prompt is too little work to share: on a busy machine its threads only wait for each other."""
+    import torch  # pose databases can be read and written without it
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -10,7 +10,7 @@ use only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def _detector(network: torch.nn.Module) -> Body:
     """The library's detector around a network that is loaded already."""
     from controlnet_aux.open_pose.body import Body  # pyright: ignore[reportMissingImports]
 
-    detector = Body.__new__(Body)  # its __init__ would unpickle a file
+    detector: Any = Body.__new__(Body)  # its __init__ would unpickle a file
     detector.model = network
     return detector
 

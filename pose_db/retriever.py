@@ -49,9 +49,15 @@ class PoseRetriever:
 
         Scores are cosines in [-1, 1]: both sides have unit length, so the inner product of Eq. 2 is the cosine.
         """
-        query = self._encoder.encode([prompt])[0]
-        scores, entries = self._index.search(query, min(count, len(self.database)))
-        return [Match(int(entry), float(score)) for entry, score in zip(entries, scores, strict=True)]
+        return self.search_all([prompt], count)[0]
+
+    def search_all(self, prompts: Sequence[str], count: int) -> list[list[Match]]:
+        """As `search` for several prompts, whose sentences are encoded together."""
+        found = []
+        for query in self._encoder.encode(list(prompts)):
+            scores, entries = self._index.search(query, min(count, len(self.database)))
+            found.append([Match(int(entry), float(score)) for entry, score in zip(entries, scores, strict=True)])
+        return found
 
     def extended(self, entries: Sequence[PoseEntry]) -> PoseRetriever:
         """A new retriever whose database has `entries` too. This one stays as it is; both share one sentence model."""

@@ -200,7 +200,7 @@ def solve_scene(people: Sequence[PersonPose], angles: np.ndarray, lengths: np.nd
     scale = lengths[:, :, 0].mean(axis=1) / STANDARD_HEIGHT
     angles = angles.copy()
     postures: list[Posture] = []
-    misses, strains = np.zeros((2, *lengths.shape[:2]))
+    misses, strains = np.zeros(lengths.shape[:2]), np.zeros(lengths.shape[:2])
     for number, person in enumerate(people):
         low, high = angle_limits(person.flexible)
         angles[:, number] = np.clip(angles[:, number], low, high)

@@ -131,12 +131,13 @@ def _all_face_front(action: Action) -> bool:
 
 
 def _fitting_manners(action: Action, shot: Shot) -> list[Manner]:
-    if len(action.people) > 1:
+    person, *others = action.people
+    if others:
         return [manner for manner in MANNERS if manner.before and not action.calm and not action.has_parts]
-    angles = action.people[0].angles
+    angles = person.angles
     neck = [angles[ANGLE_INDEX[f"neck_{name}"]] for name in ("flexion", "tilt", "turn")]
     root = [angles[ANGLE_INDEX[f"root_{name}"]] for name in ("yaw", "pitch", "roll")]
-    busy = any(reach.anchor in ("head", "nose") or reach.anchor.endswith("ear") for reach in action.people[0].reaches)
+    busy = any(reach.anchor in ("head", "nose") or reach.anchor.endswith("ear") for reach in person.reaches)
     told = any(word in text for text in action.say for word in NAMES_HEAD)
     twisted = angles[ANGLE_INDEX["trunk_twist"]]
     free = not (busy or told or any(neck) or twisted or np.abs(root).max() > 30 or shot.group == "behind")

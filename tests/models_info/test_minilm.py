@@ -57,5 +57,5 @@ def test_weights_in_a_prompt_change_their_words_alone(clip):
 
 
 def test_a_folder_without_the_model_says_where_to_get_it(tmp_path: Path):
-    with pytest.raises(MissingModelError, match="all-MiniLM-L6-v2 is missing: .* models/sentence_transformers folder"):
+    with pytest.raises(MissingModelError, match=r"all-MiniLM-L6-v2 is missing: .* models/sentence_transformers folder"):
         load_minilm_clip(tmp_path)

@@ -13,7 +13,14 @@ import pytest
 import torch
 from comfy_api.latest import io
 
-from comfyui_ensemble.models_info.registry import POSE_DATABASES, TINY_FLUX, TINY_VAE, MissingModelError, find_minilm
+from comfyui_ensemble.models_info.registry import (
+    OPENPOSE,
+    POSE_DATABASES,
+    TINY_FLUX,
+    TINY_VAE,
+    MissingModelError,
+    find_minilm,
+)
 from comfyui_ensemble.nodes import pose_factory
 from comfyui_ensemble.nodes.errors import InputError
 from comfyui_ensemble.nodes.pose_factory import (
@@ -263,8 +270,7 @@ def test_an_empty_name(retriever):
 
 
 def test_missing_package_and_missing_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.delitem(folder_paths.folder_names_and_paths, pose_factory.OPENPOSE, raising=False)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, OPENPOSE, ([str(tmp_path)], {".safetensors", ".pth"}))
     image = torch.zeros(1, 64, 64, 3)
     with pytest.raises(MissingModelError) as caught:
         monkeypatch.setattr(pose_factory, "_require_optional", lambda *names: None)
@@ -361,8 +367,9 @@ def test_a_batch_through_the_node(tmp_path, monkeypatch):
     weights = {name.split(".", 1)[1]: value.contiguous() for name, value in bodypose_model().state_dict().items()}
     (tmp_path / "openpose").mkdir()
     comfy.utils.save_torch_file(weights, str(tmp_path / "openpose" / "body_pose_model.safetensors"))
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
-    monkeypatch.delitem(folder_paths.folder_names_and_paths, pose_factory.OPENPOSE, raising=False)
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, OPENPOSE, ([str(tmp_path / "openpose")], {".safetensors", ".pth"})
+    )
     frames = outputs(EnsemblePoseExtract.execute(torch.rand(2, 96, 64, 3), resolution=128))[0]
     assert [(frame["canvas_width"], frame["canvas_height"]) for frame in frames] == [(64, 96)] * 2
     assert all(frame["people"] == [] for frame in frames)  # fresh weights find nobody

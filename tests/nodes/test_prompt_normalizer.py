@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.sd
 import pytest
@@ -31,11 +32,12 @@ END = 151645  # <|im_end|>
 @pytest.fixture
 def language_model() -> comfy.sd.CLIP:
     """A Qwen3 of the host's class and tokenizer, one layer of width 32, random weights."""
-    text_model = partial(
+    network: Any = Qwen3_4B  # the host's parameters are typed by their defaults
+    text_model: Any = partial(
         sd1_clip.SDClipModel,
         textmodel_json_config=TINY,
         special_tokens={"pad": 151643},
-        model_class=Qwen3_4B,
+        model_class=network,
         enable_attention_masks=True,
         layer_norm_hidden_state=False,
     )
@@ -59,7 +61,9 @@ def teach(clip: comfy.sd.CLIP, answer: str) -> None:
     wanted = [*clip.tokenizer.qwen3_4b.tokenizer(answer)["input_ids"], END]
     # The tests run in inference mode, in which nothing can be differentiated.
     with torch.inference_mode(False), torch.enable_grad():
-        parameters = {name: torch.nn.Parameter(value.clone()) for name, value in language.named_parameters()}
+        parameters: dict[str, torch.Tensor] = {
+            name: torch.nn.Parameter(value.clone()) for name, value in language.named_parameters()
+        }
         ids = torch.tensor([question + wanted[:-1]])
         optimizer = torch.optim.Adam(parameters.values(), lr=0.03)
         for _ in range(200):
@@ -93,7 +97,8 @@ def test_gibberish_falls_back_to_the_rules_with_a_note(language_model, caplog):
     assert said.strip()
     output = EnsemblePromptNormalizer.execute(PROMPT, language_model)
     assert output.result == (normalize_by_rules(PROMPT),)
-    assert "built-in rules were used" in output.ui.as_dict()["text"][0]
+    shown: Any = output.ui
+    assert "built-in rules were used" in shown.as_dict()["text"][0]
     assert "built-in rules were used" in caplog.text
 
 
@@ -116,5 +121,5 @@ def test_a_text_encoder_that_cannot_write_is_refused(clip):
 def test_an_empty_prompt_is_refused(prompt):
     with pytest.raises(InputError, match="prompt: it is empty"):
         EnsemblePromptNormalizer.execute(prompt)
-    assert "it is empty" in EnsemblePromptNormalizer.validate_inputs(prompt)
+    assert "it is empty" in str(EnsemblePromptNormalizer.validate_inputs(prompt))
     assert EnsemblePromptNormalizer.validate_inputs() is True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from comfyui_ensemble.models_info.registry import BUNDLED_POSES, POSE_DATABASES, find_file, find_minilm
@@ -20,6 +21,7 @@ from comfyui_ensemble.pose_db.evaluate import (
     evaluate,
     load_held_out,
     measure_curve,
+    measure_time,
 )
 from comfyui_ensemble.pose_db.retriever import DEFAULT_THRESHOLD, PoseRetriever
 
@@ -28,7 +30,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def retriever() -> PoseRetriever:
-    return PoseRetriever(load_database(find_file(POSE_DATABASES, BUNDLED_POSES.name)), find_minilm())
+    path = find_file(POSE_DATABASES, BUNDLED_POSES.name)
+    assert path is not None
+    return PoseRetriever(load_database(path), find_minilm())
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +68,14 @@ def test_the_docs_state_what_is_measured(measured):
     assert f"{figures['f1']:.3f}" in page
 
 
-def test_one_retrieval_takes_under_30_ms(measured):
-    assert measured["normalized"]["report"]["median_ms"] < 30
+def test_one_retrieval_takes_under_30_ms(retriever):
+    """On one core, so that a busy machine measures the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert measure_time(retriever, [case.prompt for case in load_held_out()[:60]]) < 30
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_an_entrys_own_prompt_finds_it(retriever):
@@ -87,7 +97,7 @@ def test_precision_and_recall_by_counting():
     rng = np.random.default_rng(1)
     scores, fits = rng.uniform(0.1, 1, 300), rng.random(300) < 0.7
     right = fits & (rng.random(300) < 0.8)
-    curve = measure_curve(Answers(scores, right, fits, np.zeros(300)))
+    curve = measure_curve(Answers(scores, right, fits))
     for at, threshold in enumerate(THRESHOLDS):
         correct = sum(bool(r) and s >= threshold for s, r in zip(scores, right, strict=True))
         found = sum(s >= threshold for s in scores)
@@ -100,4 +110,4 @@ def test_precision_and_recall_by_counting():
 def test_the_curve_is_drawn(measured):
     picture = draw_curve(measured)
     assert picture.size == Image.open(DOCS / "retrieval_f1.png").size
-    assert len(picture.getcolors(100_000)) > 5
+    assert len(picture.getcolors(100_000) or ()) > 5
