@@ -11,7 +11,7 @@ from typing import Any
 import comfyui_ensemble.training  # noqa: F401 (tells the host about accelerators before anything of it is imported)
 
 # isort: split
-from comfyui_ensemble.models_info.registry import BUNDLED_POSES, PACK_FOLDER, find_minilm
+from comfyui_ensemble.models_info.registry import BUNDLED_POSES, PACK_FOLDER, find_minilm, register_folders
 from comfyui_ensemble.pose_db.database import load_database
 from comfyui_ensemble.pose_db.retriever import PoseRetriever
 
@@ -41,6 +41,7 @@ print(time.perf_counter() - started)
 
 def rows() -> list[dict[str, Any]]:
     """Import, load and search: medians."""
+    register_folders()
     imported = statistics.median(_import_seconds() for _ in range(STARTS))
     path = PACK_FOLDER / "pose_db" / "data" / BUNDLED_POSES.name
     loaded = statistics.median(_milliseconds(lambda: load_database(path)) for _ in range(STARTS))
