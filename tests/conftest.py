@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,5 +60,7 @@ def clip() -> comfy.sd.CLIP:
 def server(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """Has the tiny models, the sample pictures, and nothing in its output folder."""
     arguments = [] if torch.accelerator.is_available() else ["--cpu"]
-    with ComfyServer(tmp_path_factory.mktemp("server"), tiny_models, arguments=arguments) as running:
+    folder = tmp_path_factory.mktemp("server")
+    models = shutil.copytree(tiny_models, folder / "models")  # workflows may save models of their own
+    with ComfyServer(folder, models, arguments=arguments) as running:
         yield running
