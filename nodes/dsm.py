@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from comfy.clip_vision import ClipVisionModel
-from comfy.ldm.flux.model import Flux
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -18,6 +17,7 @@ from ..attention_patches.dsm_file import DSMError, load_dsm
 from ..models_info.registry import DSM_ADAPTERS, find_file, list_files
 from .cast import Cast
 from .errors import InputError, sentence_or_true
+from .flux import require_flux
 from .types import CAST, DSM
 from .vision import check_clip_vision, hidden_states
 
@@ -185,11 +185,7 @@ def _allowed(options: Mapping[str, Any], cast: Cast, length: int, tokens_per_sub
 
 
 def _check_model(model: ModelPatcher, config: DSMConfig) -> None:
-    network = model.model.diffusion_model
-    if not isinstance(network, Flux):
-        raise InputError(
-            EnsembleDSM.DISPLAY_NAME, "model", f"it is a {type(model.model).__name__} model; connect a FLUX model"
-        )
+    network = require_flux(EnsembleDSM.DISPLAY_NAME, model)
     its = (network.hidden_size, len(network.double_blocks), len(network.single_blocks), network.params.context_in_dim)
     made_for = (config.model_width, config.double_blocks, config.single_blocks, config.text_width)
     if its != made_for:

@@ -148,16 +148,18 @@ class EnsembleEURoPE(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, layout: Layout, mode: str) -> io.NodeOutput:
-        _require_flux(cls.DISPLAY_NAME, model)
+        require_flux(cls.DISPLAY_NAME, model)
         if not layout.references:
             return io.NodeOutput(model)
         return io.NodeOutput(apply_europe(model, layout, mode))
 
 
-def _require_flux(node: str, model: ModelPatcher) -> None:
+def require_flux(node: str, model: ModelPatcher) -> Flux:
+    """The model's network; `InputError` where it is not a FLUX."""
     network = model.model.diffusion_model
     if not isinstance(network, Flux):
         raise InputError(node, "model", f"it is a {type(model.model).__name__} model; connect a FLUX model")
+    return network
 
 
 NODES: list[type[io.ComfyNode]] = [EnsembleReferenceLatents, EnsembleEURoPE]

@@ -53,9 +53,9 @@ def test_every_node_has_one_id_and_a_help_page():
 def test_retrieval_without_its_packages_says_so(monkeypatch, package, node):
     monkeypatch.setitem(sys.modules, package, None)
     retriever = PoseRetriever(empty_database("none"), PACK)
-    values = (0.0, 1) if node is EnsemblePoseRetriever else (1,)
+    values = {"threshold": 0.0, "rank": 1} if node is EnsemblePoseRetriever else {"count": 1}
     with pytest.raises(ModuleNotFoundError, match=f"the Python package {package} is not installed; run `pip install"):
-        node.execute(retriever, "a duel", *values)
+        node.execute(retriever, "a duel", **values)
 
 
 def test_drawing_without_its_package_says_so(monkeypatch):

@@ -378,8 +378,8 @@ def test_a_batch_through_the_node(tmp_path, monkeypatch):
 # All of it
 
 
-def test_a_list_of_prompts_becomes_a_database(server: ComfyServer, retriever, tiny_models: Path):
-    folder = tiny_models / POSE_DATABASES
+def test_a_list_of_prompts_becomes_a_database(server: ComfyServer, retriever):
+    folder = server.models / POSE_DATABASES
     save_database(retriever.database, folder / "start.safetensors")
     history = server.run(workflow("list"))
     texts = [text for output in history["outputs"].values() for text in output.get("text", ())]
