@@ -31,7 +31,7 @@ class PoseRetriever:
     """
 
     def __init__(self, database: PoseDatabase, encoder_folder: Path, index_path: Path | None = None) -> None:
-        """`index_path`: where the index of a large database is kept between sessions; see `index.make_index`."""
+        """`index_path`: where the index of a large database is kept on disk; see `index.make_index`."""
         self.database = database
         self._encoder_folder = encoder_folder
         self._index_path = index_path

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from devtools.browser import CHROMIUM, FLAGS, open_template, run_until
 from devtools.server import ComfyServer
@@ -65,7 +65,7 @@ def test_a_mistake_is_shown_in_words(server: ComfyServer, page: Page):
     run_until(page, "execution_error")
     page.get_by_text("View details").first.click()
     sentence = "comfyui_ensemble.InputError: Retrieve Pose, prompt: it is empty; write what the people do."
-    page.get_by_text(sentence).first.wait_for(timeout=10_000)
+    expect(page.get_by_text(sentence).first).to_be_visible(timeout=10_000)
 
 
 def test_every_node_has_a_help_page(server: ComfyServer, page: Page):
