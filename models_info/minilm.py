@@ -18,7 +18,7 @@ import comfy.utils
 import torch
 from comfy import sd1_clip
 from comfy.text_encoders.bert import BertModel
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from .registry import MINILM, MissingModelError
 
@@ -28,7 +28,7 @@ CHUNK = 256  # tokens the model was trained to read at once; a longer prompt bec
 _START, _END, _PAD = 101, 102, 0
 
 # The host's parameters are typed by their defaults, which are narrower than what they take.
-_TOKENIZER: Any = AutoTokenizer
+_TOKENIZER: Any = PreTrainedTokenizerFast  # reads tokenizer.json, and its import is light
 _NETWORK: Any = BertModel
 
 
