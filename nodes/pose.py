@@ -15,7 +15,7 @@ from ..pose_db.index import IndexFileError
 from ..pose_db.keypoints import check_frames, frame_from_people
 from ..pose_db.people import MIN_CONFIDENCE
 from ..pose_db.render import render_frame
-from ..pose_db.retriever import DEFAULT_THRESHOLD, PoseRetriever
+from ..pose_db.retriever import DEFAULT_THRESHOLD, Match, PoseRetriever
 from .errors import InputError, require_packages, require_text, sentence_or_true
 from .types import POSE, POSE_DB
 
@@ -133,14 +133,11 @@ class EnsemblePoseRetriever(io.ComfyNode):
     @classmethod
     def execute(cls, pose_db: PoseRetriever, prompt: str, threshold: float, rank: int) -> io.NodeOutput:
         _check_prompt(prompt)
-        require_packages(cls.DISPLAY_NAME, "faiss", "sentence_transformers")
+        require_search(cls.DISPLAY_NAME)
         database = pose_db.database
         if rank > len(database):
             raise InputError(cls.DISPLAY_NAME, "rank", f"the database has only {len(database)} entries; lower it")
-        try:
-            match = pose_db.search(prompt, rank)[-1]
-        except IndexFileError as error:
-            raise InputError(cls.DISPLAY_NAME, "pose_db", str(error)) from None
+        match = search(cls.DISPLAY_NAME, pose_db, prompt, rank)[-1]
         found = match.score >= threshold
         frame = database.frame(match.entry)
         if not found:
@@ -149,7 +146,25 @@ class EnsemblePoseRetriever(io.ComfyNode):
 
 
 def _check_prompt(prompt: str) -> None:
-    require_text(EnsemblePoseRetriever.DISPLAY_NAME, "prompt", prompt, "write what the people do")
+    check_prompt(EnsemblePoseRetriever.DISPLAY_NAME, prompt)
+
+
+def check_prompt(node: str, prompt: str) -> None:
+    """`InputError` where a prompt to search with is empty."""
+    require_text(node, "prompt", prompt, "write what the people do")
+
+
+def require_search(node: str) -> None:
+    """Say which package is missing for a search by text."""
+    require_packages(node, "faiss", "sentence_transformers")
+
+
+def search(node: str, pose_db: PoseRetriever, prompt: str, count: int) -> list[Match]:
+    """The `count` best entries, best first; `InputError` where the database's index file will not do."""
+    try:
+        return pose_db.search(prompt, count)
+    except IndexFileError as error:
+        raise InputError(node, "pose_db", str(error)) from None
 
 
 class EnsemblePoseRender(io.ComfyNode):

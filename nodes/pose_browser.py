@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..pose_db.index import IndexFileError
 from ..pose_db.render import render_frame
 from ..pose_db.retriever import PoseRetriever
 from .contact_sheet import TILE, Tile, draw_contact_sheet
-from .errors import InputError, require_packages, require_text, sentence_or_true
+from .errors import require_packages, sentence_or_true
+from .pose import check_prompt, require_search, search
 from .types import POSE_DB
 
 MAX_COUNT = 100
@@ -44,12 +44,9 @@ class EnsemblePoseBrowser(io.ComfyNode):
     @classmethod
     def execute(cls, pose_db: PoseRetriever, prompt: str, count: int) -> io.NodeOutput:
         _check_prompt(prompt)
-        require_packages(cls.DISPLAY_NAME, "faiss", "sentence_transformers", "cv2")
+        require_search(cls.DISPLAY_NAME)
+        require_packages(cls.DISPLAY_NAME, "cv2")
         database = pose_db.database
-        try:
-            matches = pose_db.search(prompt, count)
-        except IndexFileError as error:
-            raise InputError(cls.DISPLAY_NAME, "pose_db", str(error)) from None
         tiles = [
             Tile(
                 render_frame(database.frame(match.entry), TILE, TILE, line_width=2) / 255.0,
@@ -57,13 +54,13 @@ class EnsemblePoseBrowser(io.ComfyNode):
                 f"{rank}. {match.score:.3f}",
                 database.prompts[match.entry],
             )
-            for rank, match in enumerate(matches, start=1)
+            for rank, match in enumerate(search(cls.DISPLAY_NAME, pose_db, prompt, count), start=1)
         ]
         return io.NodeOutput(torch.from_numpy(draw_contact_sheet(tiles))[None])
 
 
 def _check_prompt(prompt: str) -> None:
-    require_text(EnsemblePoseBrowser.DISPLAY_NAME, "prompt", prompt, "write what the people do")
+    check_prompt(EnsemblePoseBrowser.DISPLAY_NAME, prompt)
 
 
 NODES: list[type[io.ComfyNode]] = [EnsemblePoseBrowser]

@@ -8,7 +8,8 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..pose_db.normalizer import instruction, normalize_by_rules, parse_answer
-from .errors import InputError, require_text, sentence_or_true
+from .errors import InputError, sentence_or_true
+from .pose import check_prompt
 
 ANSWER_TOKENS = 96  # one sentence; a model that needs more has not understood the task
 
@@ -63,7 +64,7 @@ class EnsemblePromptNormalizer(io.ComfyNode):
 
 
 def _check_prompt(prompt: str) -> None:
-    require_text(EnsemblePromptNormalizer.DISPLAY_NAME, "prompt", prompt, "write what the people do")
+    check_prompt(EnsemblePromptNormalizer.DISPLAY_NAME, prompt)
 
 
 def _ask(clip: Any, text: str) -> str:
