@@ -15,15 +15,15 @@ condition, the pose map too, off the canvas. UnoPE: Wu et al., "Less-to-More Gen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 
-from .layout import Grid, Layout, Reference, token_grid
+from .flux_call import FluxCall, note_flux_calls
+from .layout import Grid, Layout, Reference
 
 EUROPE = "EURoPE"
 SYMMETRIC_ROPE = "symmetric RoPE"
@@ -105,29 +105,13 @@ class EURoPEPatch:
     def __init__(self, placements: Sequence[Placement]) -> None:
         self.placements = tuple(placements)
 
-    def note_sizes(
-        self,
-        executor: Callable[..., torch.Tensor],
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-        context: torch.Tensor,
-        y: torch.Tensor | None = None,
-        guidance: torch.Tensor | None = None,
-        ref_latents: list[torch.Tensor] | None = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """DIFFUSION_MODEL wrapper: the latents' sizes are known here and no more at `post_input`, so note them down."""
-        options = {**(transformer_options or {}), KEY: (token_grid(x), tuple(map(token_grid, ref_latents or ())))}
-        return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
-
     def post_input(self, args: dict[str, Any]) -> dict[str, Any]:
         """`post_input` patch: give the reference tokens their ids."""
-        canvas, grids = args["transformer_options"][KEY]
-        if not grids:
+        call = FluxCall.of(args["transformer_options"])
+        canvas = call.canvas
+        if not call.references:
             return args
-        placement = self._placement(grids, canvas)
+        placement = self._placement(call.references, canvas)
         img_ids = args["img_ids"]  # (B, canvas + reference tokens, axes)
         ids = reference_ids(placement.layout.references, canvas, placement.mode, img_ids.device)
         rope_options = args["transformer_options"].get("rope_options")
@@ -157,10 +141,9 @@ def apply_europe(model: ModelPatcher, layout: Layout, mode: str) -> ModelPatcher
     if earlier is not None:
         patches = patched.model_options["transformer_options"]["patches"]
         patches["post_input"] = [patch for patch in patches["post_input"] if patch != earlier.post_input]
-        patched.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
     patched.set_attachments(KEY, europe)
     patched.set_model_post_input_patch(europe.post_input)
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, europe.note_sizes)
+    note_flux_calls(patched)
     return patched
 
 
