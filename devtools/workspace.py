@@ -19,7 +19,19 @@ from pathlib import Path
 from devtools.console import Problem
 
 PACKAGE = "comfyui_ensemble"
-MODEL_FOLDERS = ("diffusion_models", "vae", "text_encoders", "clip_vision", "loras", "ensemble_dsm", "pose_databases")
+MODEL_FOLDERS = (
+    "diffusion_models",
+    "vae",
+    "text_encoders",
+    "clip_vision",
+    "controlnet",
+    "loras",
+    "sams",
+    "ensemble_anystory",
+    "ensemble_dam",
+    "ensemble_dsm",
+    "pose_databases",
+)
 DATA_FOLDERS = ("models", "input", "output", "temp", "user")
 
 

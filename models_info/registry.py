@@ -104,6 +104,27 @@ TINY_DSM = ModelFile(
     source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
     licence="GPL-3.0-or-later",
 )
+TINY_SDXL = ModelFile(
+    name="ensemble_tiny_sdxl.safetensors",
+    folder="diffusion_models",
+    purpose="trying the SDXL workflows without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
+TINY_SDXL_VAE = ModelFile(
+    name="ensemble_tiny_sdxl_vae.safetensors",
+    folder="vae",
+    purpose="trying the SDXL workflows without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
+TINY_CONTROLNET = ModelFile(
+    name="ensemble_tiny_controlnet.safetensors",
+    folder="controlnet",
+    purpose="trying the SDXL workflows without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
 FLUX_DEV = ModelFile(
     name="flux1-dev.safetensors",
     folder="diffusion_models",
@@ -141,6 +162,9 @@ MODEL_FILES = (
     TINY_VAE,
     TINY_VISION,
     TINY_DSM,
+    TINY_SDXL,
+    TINY_SDXL_VAE,
+    TINY_CONTROLNET,
     FLUX_DEV,
     FLUX_VAE,
     FLUX_CLIP,

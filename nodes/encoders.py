@@ -1,12 +1,15 @@
-"""The embedded default's text and vision encoders as nodes."""
+"""The embedded default's models that no stock loader reads, as nodes."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
 
 from ..models_info.minilm import load_minilm_clip
-from ..models_info.registry import TINY_VISION, MissingModelError, find_file, find_minilm
+from ..models_info.registry import TINY_SDXL, TINY_VISION, MissingModelError, ModelFile, find_file, find_minilm
+from ..models_info.tiny_sdxl import load_tiny_sdxl
 from ..models_info.tiny_vision import load_tiny_vision
 
 
@@ -51,10 +54,36 @@ class EnsembleTinyCLIPVision(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        path = find_file(TINY_VISION.folder, TINY_VISION.name)
-        if path is None:
-            raise MissingModelError(f"{cls.DISPLAY_NAME}: {TINY_VISION.missing()}.")
-        return io.NodeOutput(load_tiny_vision(path))
+        return io.NodeOutput(load_tiny_vision(_path(cls.DISPLAY_NAME, TINY_VISION)))
 
 
-NODES: list[type[io.ComfyNode]] = [EnsembleMiniLMTextEncoder, EnsembleTinyCLIPVision]
+class EnsembleTinySDXL(io.ComfyNode):
+    """Loads the tiny SDXL."""
+
+    DISPLAY_NAME = "Tiny SDXL"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EnsembleTinySDXL",
+            display_name=cls.DISPLAY_NAME,
+            category="ensemble/cast",
+            description="The tiny SDXL that comes with this pack. With a checkpoint of your own use Load Checkpoint instead.",
+            search_aliases=["sdxl", "unet loader", "checkpoint", "tiny", "ensemble"],
+            inputs=[],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(load_tiny_sdxl(_path(cls.DISPLAY_NAME, TINY_SDXL)))
+
+
+def _path(node: str, entry: ModelFile) -> Path:
+    path = find_file(entry.folder, entry.name)
+    if path is None:
+        raise MissingModelError(f"{node}: {entry.missing()}.")
+    return path
+
+
+NODES: list[type[io.ComfyNode]] = [EnsembleMiniLMTextEncoder, EnsembleTinyCLIPVision, EnsembleTinySDXL]

@@ -16,7 +16,15 @@ import comfy.utils
 import torch
 
 from comfyui_ensemble.models_info.minilm import load_minilm_clip
-from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_VAE, find_minilm, register_folders
+from comfyui_ensemble.models_info.registry import (
+    TINY_FLUX,
+    TINY_SDXL,
+    TINY_SDXL_VAE,
+    TINY_VAE,
+    find_minilm,
+    register_folders,
+)
+from comfyui_ensemble.models_info.tiny_sdxl import load_tiny_sdxl
 from comfyui_ensemble.training.tiny import write_tiny_models
 from devtools.server import ComfyServer
 
@@ -48,6 +56,18 @@ def flux(tiny_models: Path):
 def vae(tiny_models: Path) -> comfy.sd.VAE:
     """The tiny VAE through the host's own loader."""
     return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(tiny_models / TINY_VAE.folder / TINY_VAE.name)))
+
+
+@pytest.fixture(scope="session")
+def sdxl(tiny_models: Path):
+    """The tiny SDXL as its node loads it."""
+    return load_tiny_sdxl(tiny_models / TINY_SDXL.folder / TINY_SDXL.name)
+
+
+@pytest.fixture(scope="session")
+def sdxl_vae(tiny_models: Path) -> comfy.sd.VAE:
+    """The tiny SDXL's VAE through the host's own loader."""
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(tiny_models / TINY_SDXL_VAE.folder / TINY_SDXL_VAE.name)))
 
 
 @pytest.fixture(scope="session")

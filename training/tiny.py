@@ -1,8 +1,8 @@
-"""Writes the embedded default weights: a tiny FLUX, VAE and CLIP vision, each of the host's own classes, and a DSM adapter.
+"""Writes the embedded default weights: a tiny FLUX, SDXL, ControlNet, VAEs and CLIP vision, each of the host's own classes,
+and this pack's adapters for them.
 
-They let every FLUX workflow run on a CPU in seconds. Fresh weights are random, so their pictures are noise, and a fresh
-adapter changes nothing; the same seed always gives the same files. The stock Load Diffusion Model and Load VAE nodes read
-the first two.
+They let every workflow run on a CPU in seconds. Fresh weights are random, so their pictures are noise, and a fresh adapter
+changes nothing; the same seed always gives the same files. The stock loaders read FLUX, the VAEs and the ControlNet.
 
     python dev.py python -m comfyui_ensemble.training.tiny --models-dir FOLDER [--seed N]
 """
@@ -13,8 +13,10 @@ import argparse
 import math
 from pathlib import Path
 
+import comfy.cldm.cldm
 import comfy.clip_model
 import comfy.ldm.flux.model
+import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.ops
 import comfy.taesd.taesd
 import torch
@@ -23,12 +25,23 @@ from safetensors.torch import save_file
 from ..attention_patches.dsm_adapter import DSMConfig, fresh_dsm
 from ..attention_patches.dsm_file import write_dsm
 from ..models_info.files import whole_file
-from ..models_info.registry import TINY_DSM, TINY_FLUX, TINY_VAE, TINY_VISION
+from ..models_info.registry import (
+    TINY_CONTROLNET,
+    TINY_DSM,
+    TINY_FLUX,
+    TINY_SDXL,
+    TINY_SDXL_VAE,
+    TINY_VAE,
+    TINY_VISION,
+)
+from ..models_info.tiny_sdxl import UNET_CONFIG as SDXL_CONFIG
+from ..models_info.tiny_sdxl import TinySDXL
 from ..models_info.tiny_vision import CONFIG as VISION_CONFIG
 
 HIDDEN = 256  # two heads of FLUX's 128
 CONTEXT = 384  # all-MiniLM-L6-v2
 LATENT_CHANNELS = 16
+SDXL_LATENT_CHANNELS = 4
 
 FLUX_CONFIG = {
     "in_channels": LATENT_CHANNELS,
@@ -74,6 +87,30 @@ def tiny_vae(seed: int) -> dict[str, torch.Tensor]:
     return _random_weights(comfy.taesd.taesd.TAESD(latent_channels=LATENT_CHANNELS), seed)
 
 
+def tiny_sdxl(seed: int) -> dict[str, torch.Tensor]:
+    """Random weights of SDXL's U-Net at width 32, in the published file's key names."""
+    unet = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel
+    return _random_weights(
+        unet(operations=comfy.ops.disable_weight_init, **SDXL_CONFIG, **TinySDXL.unet_extra_config), seed
+    )
+
+
+def tiny_sdxl_vae(seed: int) -> dict[str, torch.Tensor]:
+    """Random weights of a TAESD-shaped autoencoder: 4 latent channels, eight times smaller than the picture."""
+    return _random_weights(comfy.taesd.taesd.TAESD(latent_channels=SDXL_LATENT_CHANNELS), seed)
+
+
+def tiny_controlnet(seed: int) -> dict[str, torch.Tensor]:
+    """Random weights of a ControlNet for the tiny SDXL, in the published file's key names."""
+    config = {
+        name: value for name, value in SDXL_CONFIG.items() if name not in ("out_channels", "transformer_depth_output")
+    }
+    network = comfy.cldm.cldm.ControlNet(
+        hint_channels=3, operations=comfy.ops.disable_weight_init, **config, **TinySDXL.unet_extra_config
+    )
+    return _random_weights(network, seed)
+
+
 def tiny_vision(seed: int) -> dict[str, torch.Tensor]:
     """Random weights of a CLIP vision encoder of width 64."""
     model = comfy.clip_model.CLIPVisionModelProjection(
@@ -97,10 +134,20 @@ def _random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor
     return weights
 
 
+_MAKERS = (
+    (TINY_FLUX, tiny_flux),
+    (TINY_VAE, tiny_vae),
+    (TINY_VISION, tiny_vision),
+    (TINY_SDXL, tiny_sdxl),
+    (TINY_SDXL_VAE, tiny_sdxl_vae),
+    (TINY_CONTROLNET, tiny_controlnet),
+)
+
+
 def write_tiny_models(models_dir: Path, seed: int = 0) -> list[Path]:
     """Write the files below `models_dir`, as ComfyUI lays its models folder out; returns their paths, FLUX first."""
     written = []
-    for entry, make in ((TINY_FLUX, tiny_flux), (TINY_VAE, tiny_vae), (TINY_VISION, tiny_vision)):
+    for entry, make in _MAKERS:
         path = models_dir / entry.folder / entry.name
         weights = {name: value.to(torch.bfloat16) for name, value in make(seed).items()}
         with whole_file(path) as temporary:
