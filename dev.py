@@ -24,6 +24,7 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit("ComfyUI-Ensemble needs Python 3.10 or newer; this is Python %d.%d." % sys.version_info[:2])  # noqa: UP031
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -162,10 +163,9 @@ def remembered_accelerator(python: Path, memory: Path) -> bool:
 
 def ensure_weights(setting: Setting) -> None:
     """Write the embedded weights into the workspace when they are missing or their maker has changed."""
-    source = REPOSITORY / "training" / "tiny.py"
     stamp = setting.workspace.root / "weights.json"
     record = read_json(stamp)
-    version = source.read_text(encoding="utf-8")
+    version = weights_version()
     models = setting.workspace.models
     if record.get("version") == version and all((models / name).is_file() for name in record["files"]):
         return
@@ -178,6 +178,15 @@ def ensure_weights(setting: Setting) -> None:
         raise Problem(f"The embedded weights could not be written:\n{done.stderr.strip()}")
     files = [path.relative_to(models).as_posix() for path in models.rglob("*.safetensors")]
     write_json(stamp, {"version": version, "files": files})
+
+
+def weights_version() -> str:
+    """Changes with every source that the embedded weights could depend on."""
+    digest = hashlib.sha256()
+    for folder in ("training", "models_info", "attention_patches"):
+        for source in sorted((REPOSITORY / folder).glob("*.py")):
+            digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()
 
 
 def run(command: Sequence[str | Path], setting: Setting, cwd: Path | None = None) -> int:

@@ -1,0 +1,11 @@
+"""The bundled workflows, described once; devtools/build_workflows.py writes the two forms of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from devtools.workflow_sources import astra, poses
+
+WORKFLOWS = Path(__file__).resolve().parent.parent.parent / "workflows"
+
+WORKFLOW_SOURCES = (*astra.WORKFLOWS, *poses.WORKFLOWS)

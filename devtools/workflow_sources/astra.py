@@ -1,0 +1,166 @@
+"""ASTRA: a retrieved pose and a cast on FLUX."""
+
+from __future__ import annotations
+
+from devtools.workflow_forms import Link, Node, Note, Workflow
+from devtools.workflow_sources.common import TINY_NOTE, sampling, subject, tiny_models
+
+ASTRA_POSE_AND_IDENTITY = Workflow(
+    name="astra_pose_and_identity",
+    columns=("1. Pictures", "2. Cast", "3. Pose", "4. Models and text", "5. References and positions", "6. Picture"),
+    nodes=[
+        *subject(1, "ensemble_alice.png", "alice", "a woman in a red jumper with a yellow bag", None),
+        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green jumper with a yellow hat", "alice"),
+        Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_bruno")}),
+        Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
+        Node("prompt", "PrimitiveStringMultiline", 2, {"value": "two people shaking hands"}, title="Prompt"),
+        Node("database", "EnsemblePoseDatabaseLoader", 2),
+        Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("prompt")}),
+        Node("show_match", "PreviewAny", 2, {"source": Link("retrieve", 1)}, title="Matched prompt"),
+        Node("show_score", "PreviewAny", 2, {"source": Link("retrieve", 2)}, title="Score"),
+        Node(
+            "render", "EnsemblePoseRender", 2, {"pose": Link("retrieve"), "width": 256, "height": 256, "line_width": 2}
+        ),
+        Node("show_pose", "PreviewImage", 2, {"images": Link("render")}, title="The pose"),
+        *tiny_models(3),
+        Node(
+            "positive", "CLIPTextEncode", 3, {"clip": Link("clip"), "text": Link("prompt")}, title="Encode the prompt"
+        ),
+        Node(
+            "references",
+            "EnsembleReferenceLatents",
+            4,
+            {
+                "conditioning": Link("positive"),
+                "vae": Link("vae"),
+                "cast": Link("subject_bruno"),
+                "pose_image": Link("render"),
+                "reference_size": 160,
+            },
+        ),
+        Node("guidance", "FluxGuidance", 4, {"conditioning": Link("references")}),
+        Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
+        *sampling(5, "europe", Link("guidance"), (256, 256), "ensemble/astra"),
+    ],
+    notes=[
+        Note(3, "Which models", TINY_NOTE, 420),
+        Note(
+            4,
+            "What to try",
+            """**mode** on *EURoPE Positions*: `EURoPE` puts the subjects off the canvas and the pose on it. The two symmetric modes
+are the paper's ablations and show why.
+
+**rank** on *Retrieve Pose*: 2, 3, ... walk the next best poses. If **score** stays below **threshold**, no pose is used and the
+picture is made from text alone.
+
+Chain more *Subject* nodes for more people.
+
+Paper: ASTRA, retrieval-augmented pose guidance and disentangled position embedding.""",
+            320,
+        ),
+    ],
+)
+
+ACTIONS = {
+    "alice": "a woman waving with the right hand",
+    "bruno": "a man sitting on a chair",
+    "chiyo": "a woman dancing with both arms raised",
+}
+
+
+def own_pose(name: str, action: str) -> list[Node]:
+    """A subject's own words and the pose that is found for them."""
+    inputs = {"pose_db": Link("database"), "prompt": Link(f"query_{name}")}
+    return [
+        Node(f"query_{name}", "EnsemblePromptNormalizer", 2, {"prompt": action}, title=f"What {name} does"),
+        Node(f"retrieve_{name}", "EnsemblePoseRetriever", 2, inputs, title=f"Pose of {name}"),
+    ]
+
+
+ASTRA_MULTI_SUBJECT = Workflow(
+    name="astra_multi_subject",
+    columns=(
+        "1. Pictures",
+        "2. Cast",
+        "3. A pose for each",
+        "4. Models and text",
+        "5. References, positions, DSM",
+        "6. Picture",
+    ),
+    nodes=[
+        *subject(1, "ensemble_alice.png", "alice", "a woman in a red jumper with a yellow bag", None),
+        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green jumper with a yellow hat", "alice"),
+        *subject(3, "ensemble_chiyo.png", "chiyo", "a woman in a purple jumper", "bruno"),
+        Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_chiyo")}),
+        Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
+        Node("database", "EnsemblePoseDatabaseLoader", 2),
+        *[node for name, action in ACTIONS.items() for node in own_pose(name, action)],
+        Node(
+            "layout",
+            "EnsemblePoseLayout",
+            2,
+            {f"poses.pose{number}": Link(f"retrieve_{name}") for number, name in enumerate(ACTIONS)}
+            | {"width": 384, "height": 256},
+        ),
+        Node("render", "EnsemblePoseRender", 2, {"pose": Link("layout"), "width": 384, "height": 256, "line_width": 2}),
+        Node("show_pose", "PreviewImage", 2, {"images": Link("render")}, title="All poses"),
+        *tiny_models(3),
+        Node("vision", "EnsembleTinyCLIPVision", 3),
+        Node("adapter", "EnsembleDSMLoader", 3, {"dsm_name": "ensemble_tiny_dsm.safetensors"}),
+        Node(
+            "positive",
+            "CLIPTextEncode",
+            3,
+            {
+                "clip": Link("clip"),
+                "text": "a woman in a red jumper with a yellow bag waving, a man in a green jumper with a yellow hat sitting on"
+                " a chair, a woman in a purple jumper dancing",
+            },
+            title="Encode the prompt",
+        ),
+        Node(
+            "references",
+            "EnsembleReferenceLatents",
+            4,
+            {
+                "conditioning": Link("positive"),
+                "vae": Link("vae"),
+                "cast": Link("subject_chiyo"),
+                "pose_image": Link("render"),
+                "reference_size": 160,
+            },
+        ),
+        Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
+        Node(
+            "dsm",
+            "EnsembleDSM",
+            4,
+            {
+                "model": Link("europe"),
+                "conditioning": Link("references"),
+                "dsm": Link("adapter"),
+                "cast": Link("subject_chiyo"),
+                "clip_vision": Link("vision"),
+            },
+        ),
+        Node("guidance", "FluxGuidance", 4, {"conditioning": Link("dsm", 1)}),
+        *sampling(5, "dsm", Link("guidance"), (384, 256), "ensemble/astra_multi"),
+    ],
+    notes=[
+        Note(3, "Which models", TINY_NOTE, 420),
+        Note(
+            4,
+            "What to try",
+            """**Everybody has an own pose**: the first pose of *Lay Out Poses* belongs to the first subject of the cast, and so on.
+Connect *boxes* to say where each one stands.
+
+**DSM** tells the words of the prompt who is meant. The tiny adapter is untrained, which means that it changes nothing; a
+trained one belongs in `models/ensemble_dsm`.
+
+A LoRA that was trained together with an adapter goes through the stock *LoraLoaderModelOnly*, before *EURoPE Positions*.""",
+            320,
+        ),
+    ],
+)
+
+WORKFLOWS = (ASTRA_POSE_AND_IDENTITY, ASTRA_MULTI_SUBJECT)

@@ -1,0 +1,69 @@
+"""Parts that several workflows share."""
+
+from __future__ import annotations
+
+from devtools.workflow_forms import Link, Node
+
+TINY_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine
+in seconds. Their weights are random, so **the picture is noise**; everything else (cast, retrieved pose, positions) is
+real.
+
+**For real pictures**, with FLUX.1 dev:
+- Load Diffusion Model: `flux1-dev.safetensors`
+- Load VAE: `ae.safetensors`
+- replace *MiniLM Text Encoder* by *DualCLIPLoader* (`clip_l`, `t5xxl`, type flux)
+- 1024 x 1024 in *Empty Latent* and *Render Pose*, reference_size 512
+"""
+
+
+def subject(number: int, file: str, name: str, description: str, earlier: str | None) -> list[Node]:
+    """Load a picture with its alpha channel and add it to the cast; the nodes' keys end in `name`."""
+    inputs = {
+        "image": Link(f"load_{name}"),
+        "mask": Link(f"mask_{name}"),
+        "name": name,
+        "description": description,
+        "category": "person",
+    }
+    if earlier:
+        inputs["cast"] = Link(f"subject_{earlier}")
+    return [
+        Node(f"load_{name}", "LoadImage", 0, {"image": file}, title=f"Picture {number}"),
+        Node(f"mask_{name}", "InvertMask", 0, {"mask": Link(f"load_{name}", 1)}, title="Alpha to mask"),
+        Node(f"subject_{name}", "EnsembleSubject", 1, inputs, title=f"Subject {number}"),
+    ]
+
+
+def tiny_models(column: int) -> list[Node]:
+    """Text encoder, diffusion model and VAE of the embedded default."""
+    return [
+        Node("clip", "EnsembleMiniLMTextEncoder", column),
+        Node("unet", "UNETLoader", column, {"unet_name": "ensemble_tiny_flux.safetensors"}),
+        Node("vae", "VAELoader", column, {"vae_name": "ensemble_tiny_vae.safetensors"}),
+    ]
+
+
+def sampling(column: int, model: str, positive: Link, size: tuple[int, int], prefix: str) -> list[Node]:
+    """Empty latent, sampler, decoder and saved picture; FLUX needs no negative prompt, so cfg is 1."""
+    return [
+        Node("negative", "CLIPTextEncode", column - 2, {"clip": Link("clip"), "text": ""}, title="Empty prompt"),
+        Node("latent", "EmptySD3LatentImage", column, {"width": size[0], "height": size[1]}, title="Empty Latent"),
+        Node(
+            "sampler",
+            "KSampler",
+            column,
+            {
+                "model": Link(model),
+                "positive": positive,
+                "negative": Link("negative"),
+                "latent_image": Link("latent"),
+                "seed": 1,
+                "steps": 20,
+                "cfg": 1.0,
+                "sampler_name": "euler",
+                "scheduler": "simple",
+            },
+        ),
+        Node("decode", "VAEDecode", column, {"samples": Link("sampler"), "vae": Link("vae")}),
+        Node("save", "SaveImage", column, {"images": Link("decode"), "filename_prefix": prefix}),
+    ]
