@@ -10,7 +10,7 @@ Hooks: an OUTER_SAMPLE wrapper hands every conditioning's trunk to the host's ba
 reads what arrived and replaces the blocks of that one call. The replacement calls whatever already replaces a block,
 no matter which of the two was applied first, and nothing outlives the call.
 
-A conditioning carries, besides its trunk under `KEY`, optionally its item spans under `SPANS_KEY`:
+A conditioning carries, besides its trunk under `KEY`, optionally its item spans under `item_spans.SPANS_KEY`:
 ``{subject's name: [(start, stop), ...]}``, the tokens of the text embeddings that describe the subject. Whoever
 encodes a prompt with known descriptions writes them; `item_mask` turns them into per-item attention.
 """
@@ -27,12 +27,11 @@ from comfy.conds import CONDRegular
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from .carried import Entry, entries_of, take_along
 from .dsm_adapter import DSMAdapter
+from .item_spans import Spans
 
 KEY = "ensemble_dsm"
-SPANS_KEY = "ensemble_item_spans"
-
-Spans = Sequence[tuple[int, int]]
 
 
 def item_mask(spans: Sequence[Spans], length: int, tokens_per_subject: int) -> torch.Tensor:
@@ -100,13 +99,13 @@ class DSMPatch:
 
     def hand_over(self, executor: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
         """OUTER_SAMPLE wrapper: every conditioning of this run takes its trunk along, so that the host batches them."""
-        entries = [entry for group in executor.class_obj.conds.values() for entry in group]
+        entries = entries_of(executor.class_obj)
         if any(KEY in entry for entry in entries):
             for entry in entries:
-                entry["model_conds"] = {**entry["model_conds"], KEY: CONDRegular(self._trunk_of(entry))}
+                take_along(entry, KEY, CONDRegular(self._trunk_of(entry)))
         return executor(*args, **kwargs)
 
-    def _trunk_of(self, entry: Mapping[str, Any]) -> torch.Tensor:
+    def _trunk_of(self, entry: Entry) -> torch.Tensor:
         text = entry["cross_attn"]  # (B, L, d_txt)
         trunk = entry.get(KEY)
         if trunk is None:

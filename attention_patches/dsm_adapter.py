@@ -19,9 +19,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.ops
 import torch
 from comfy.ldm.modules.attention import optimized_attention
+
+from .outline import Outline
 
 MLP_RATIO = 4
 HEADS = ("global_head.", "double_heads.", "single_heads.")
@@ -147,7 +148,7 @@ class DSMAdapter(torch.nn.Module):
 def fresh_dsm(config: DSMConfig, seed: int) -> dict[str, torch.Tensor]:
     """Weights of an untrained adapter, float32: matrices of variance 1 / fan-in, small embeddings, every head zero."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = DSMAdapter(config, torch.float32, "meta", comfy.ops.disable_weight_init).state_dict()
+    shapes = DSMAdapter(config, torch.float32, "meta", Outline).state_dict()
     weights = {}
     for name, shape in sorted((name, value.shape) for name, value in shapes.items()):
         if name.startswith(HEADS) or name.endswith("bias"):

@@ -28,7 +28,6 @@ tensor (and ``.bias`` where one is said)       shape
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,35 +36,31 @@ import comfy.model_management
 import comfy.ops
 import comfy.utils
 import torch
-from comfy.model_patcher import CoreModelPatcher, ModelPatcher
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from comfy.model_patcher import ModelPatcher
 
-from ..models_info.files import whole_file
+from .adapter_file import AdapterError, AdapterFormat, adapter_patcher
 from .dsm_adapter import HEADS, DSMAdapter, DSMConfig
+from .outline import Outline
 
-HEADER = "dsm"  # one key, because several are written in random order
-FORMAT = "ensemble-dsm"
-VERSION = "1"
+HEADER = "dsm"
 
 
-class DSMError(ValueError):
-    """An adapter file that cannot be used; the message is one sentence fit for an artist."""
+class DSMError(AdapterError):
+    """A DSM adapter's file that cannot be used."""
+
+
+FILE = AdapterFormat(header=HEADER, name="ensemble-dsm", version="1", noun="DSM adapter", error=DSMError)
 
 
 def write_dsm(path: Path, weights: Mapping[str, torch.Tensor], config: DSMConfig) -> None:
     """Write an adapter's file, whole or not at all."""
     header = {
-        "format": FORMAT,
-        "version": VERSION,
         "base": config.base,
         "heads": config.heads,
         "clip_depth": config.clip_depth,
         "clip_layers": config.clip_layers,
     }
-    tensors = {name: value.contiguous() for name, value in weights.items()}
-    with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER: json.dumps(header)})
+    FILE.write(path, weights, header)
 
 
 def load_dsm(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
@@ -74,37 +69,18 @@ def load_dsm(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     Raises:
         DSMError: the file is no DSM adapter, or is damaged.
     """
-    header = _read_header(path)
+    header = FILE.read_header(path)
     weights: Any = comfy.utils.load_torch_file(str(path), safe_load=True)
     config = _read_config(weights, header)
-    _check_shapes(weights, config)
-    offload_device = comfy.model_management.unet_offload_device()
-    adapter = DSMAdapter(config, weights["to_query.weight"].dtype, offload_device, comfy.ops.manual_cast)
-    kind = ModelPatcher if disable_dynamic else CoreModelPatcher
-    patcher = kind(adapter, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
-    adapter.load_state_dict(weights, assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_dsm, (path,))
-    return patcher
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError):
-        raise DSMError("it is no whole safetensors file; download or copy it again") from None
-    if header.get("format") != FORMAT:
-        raise DSMError("it is no DSM adapter of this pack; choose another file")
-    if header.get("version") != VERSION:
-        raise DSMError(f"its format has version {header.get('version')}, this pack reads {VERSION}; update the pack")
-    return header
+    FILE.check_shapes(weights, DSMAdapter(config, torch.float32, "meta", Outline))
+    device = comfy.model_management.unet_offload_device()
+    adapter = DSMAdapter(config, weights["to_query.weight"].dtype, device, comfy.ops.manual_cast)
+    return adapter_patcher(adapter, weights, load_dsm, path, disable_dynamic)
 
 
 def _read_config(weights: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> DSMConfig:
     def rows(name: str) -> int:
-        if name not in weights or weights[name].ndim == 0:
-            raise _damaged(name)
-        return weights[name].shape[0]
+        return FILE.size(weights, name)
 
     double, single = (len([name for name in weights if name.startswith(head)]) for head in HEADS[1:])
     try:
@@ -128,14 +104,3 @@ def _read_config(weights: Mapping[str, torch.Tensor], header: Mapping[str, Any])
     if heads < 1 or config.width % heads or not all(0 <= layer < depth for layer in layers):
         raise DSMError("its metadata does not fit its tensors; download or copy it again")
     return config
-
-
-def _check_shapes(weights: Mapping[str, torch.Tensor], config: DSMConfig) -> None:
-    expected = DSMAdapter(config, torch.float32, "meta", comfy.ops.disable_weight_init).state_dict()
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in expected or name not in weights or expected[name].shape != weights[name].shape:
-            raise _damaged(name)
-
-
-def _damaged(name: str) -> DSMError:
-    return DSMError(f"its tensor '{name}' is missing or of another shape; download or copy it again")

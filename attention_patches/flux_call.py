@@ -1,12 +1,12 @@
-"""What one call of a FLUX model works on: the latents' sizes, which are known where the model is entered and no more inside.
+"""What one call of a FLUX model works on, which is known where the model is entered and no more inside.
 
-Patches that place or weigh references need them at `post_input` and in the blocks, so they are noted down once a call.
+Patches that place or weigh references need it at `post_input` and in the blocks, so it is noted down once a call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,10 +20,18 @@ KEY = "ensemble_flux_call"
 
 @dataclass(frozen=True)
 class FluxCall:
-    """Sizes in tokens: (H, W) of the noisy latent, (h, w) of every reference latent in order."""
+    """One call.
+
+    Attributes:
+        canvas: (H, W) of the noisy latent in tokens.
+        references: (h, w) of every reference latent in order, in tokens. Those of the conditioning's layout come first;
+            after them there may be copies of some, which condition positions give to the model once more.
+        carried: what the conditionings brought along under keys of their own (see `carried`).
+    """
 
     canvas: Grid
     references: tuple[Grid, ...]
+    carried: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, transformer_options: Mapping[str, Any]) -> FluxCall:
@@ -49,6 +57,6 @@ def _note(
     transformer_options: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    call = FluxCall(token_grid(x), tuple(map(token_grid, ref_latents or ())))
+    call = FluxCall(token_grid(x), tuple(map(token_grid, ref_latents or ())), kwargs)
     options = {**(transformer_options or {}), KEY: call}
     return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)

@@ -6,12 +6,13 @@ the references also writes down what they are; patches that place or weigh refer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 PATCH_SIZE = 2  # a FLUX token is 2 x 2 latent pixels
+LAYOUT_KEY = "ensemble_layout"  # conditioning option: the `Layout` of its reference latents
 
 Role = Literal["subject", "pose"]
 Grid = tuple[int, int]
@@ -25,12 +26,15 @@ class Reference:
         role: "subject" for the picture of a cast member, "pose" for a pose map.
         grid: (h, w) in tokens.
         name, category: the subject's, empty for a pose map.
+        spans: the tokens [start, stop) of the conditioning's first prompt that describe the subject, for whoever shows or
+            counts them. They change with the prompt, so two references are equal whatever their spans.
     """
 
     role: Role
     grid: Grid
     name: str = ""
     category: str = ""
+    spans: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

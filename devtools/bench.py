@@ -13,7 +13,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("retrieval", "pose", "europe", "dsm")
+FAMILIES = (
+    "retrieval",
+    "pose",
+    "europe",
+    "condition_positions",
+    "dsm",
+    "dam",
+    "delta_bridge",
+    "anystory_encode",
+    "anystory",
+    "anchor_align",
+    "seal",
+)
 
 
 def spell(row: dict[str, Any]) -> str:

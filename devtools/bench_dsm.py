@@ -76,10 +76,10 @@ def _added(kind: Any, text: int, canvas: int, device: torch.device, dtype: torch
 
     offset = OffsetBlock(head, torch.randn(1, text, FLUX_DSM.width, **place), None)
     before = {"original_block": lambda streams: streams}
-    return _seconds(lambda: offset(args, before), device) / _seconds(lambda: run(args), device)
+    return seconds(lambda: offset(args, before), device) / seconds(lambda: run(args), device)
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Median time of a call; short ones are repeated within a measurement, so that the clock does not matter."""
     first = _once(call, device, 1)  # kernels are chosen and memory is taken the first time
     times = 1 if first > SLOW else max(1, round(0.05 / max(_once(call, device, 1), 1e-6)))

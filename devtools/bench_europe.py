@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import comfy.model_management
 import comfy.sample
 import comfy.sd
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from comfyui_ensemble.attention_patches.europe import EUROPE, apply_europe
 from comfyui_ensemble.attention_patches.layout import Layout, Reference
@@ -46,8 +48,8 @@ def rows() -> list[dict[str, Any]]:
         for pair in range(PAIRS + 1):
             # Who goes first alternates, so that a machine that warms up or slows down favours neither.
             runs = [(patched, ours), (model, theirs)][:: 1 if pair % 2 else -1]
-            seconds = {id(one): _seconds(one, conditioning) for one, conditioning in runs}
-            ratios.append(seconds[id(patched)] / seconds[id(model)])
+            taken = {id(one): seconds_of_a_run(one, conditioning) for one, conditioning in runs}
+            ratios.append(taken[id(patched)] / taken[id(model)])
     added = statistics.median(ratios[1:]) - 1  # the first pair loads the model
     return [
         {
@@ -60,14 +62,23 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def _seconds(model: Any, positive: Any) -> float:
+def seconds_of_a_run(model: ModelPatcher, positive: Any) -> float:
+    """What `STEPS` sampling steps take."""
     latent = torch.zeros(1, 16, LATENT, LATENT)
     noise = comfy.sample.prepare_noise(latent, 0)
+    steps = (STEPS, 1.0, "euler", "simple", positive, positive, latent)
+    return seconds(lambda: comfy.sample.sample(model, noise, *steps, disable_pbar=True))
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """What a call takes; on a CPU in processor time on one thread."""
     on_cpu = comfy.model_management.get_torch_device().type == "cpu"
     clock, threads = (time.process_time if on_cpu else time.perf_counter), torch.get_num_threads()
     torch.set_num_threads(1)
+    comfy.model_management.synchronize()
     start = clock()
-    comfy.sample.sample(model, noise, STEPS, 1.0, "euler", "simple", positive, positive, latent, disable_pbar=True)
+    call()
+    comfy.model_management.synchronize()
     taken = clock() - start
     torch.set_num_threads(threads)
     return taken

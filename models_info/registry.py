@@ -13,15 +13,21 @@ PACK_FOLDER = Path(__file__).resolve().parent.parent
 
 POSE_DATABASES = "pose_databases"
 SENTENCE_MODELS = "sentence_transformers"
+ANYSTORY_NETWORKS = "ensemble_anystory"
+DAM_ADAPTERS = "ensemble_dam"
 DSM_ADAPTERS = "ensemble_dsm"
 OPENPOSE = "openpose"
+SAMS = "sams"
 
 # The pack's own model folders: name under ComfyUI's models folder -> file endings listed from it.
 _FOLDERS: dict[str, set[str]] = {
     POSE_DATABASES: {".safetensors"},
     SENTENCE_MODELS: {".safetensors"},
+    ANYSTORY_NETWORKS: {".safetensors"},
+    DAM_ADAPTERS: {".safetensors"},
     DSM_ADAPTERS: {".safetensors"},
     OPENPOSE: {".safetensors", ".pth"},
+    SAMS: {".safetensors", ".pth"},
 }
 
 
@@ -104,6 +110,13 @@ TINY_DSM = ModelFile(
     source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
     licence="GPL-3.0-or-later",
 )
+TINY_DAM = ModelFile(
+    name="ensemble_tiny_dam.safetensors",
+    folder=DAM_ADAPTERS,
+    purpose="trying DAM without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
 TINY_SDXL = ModelFile(
     name="ensemble_tiny_sdxl.safetensors",
     folder="diffusion_models",
@@ -124,6 +137,37 @@ TINY_CONTROLNET = ModelFile(
     purpose="trying the SDXL workflows without a GPU",
     source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
     licence="GPL-3.0-or-later",
+)
+TINY_ANYSTORY = ModelFile(
+    name="ensemble_tiny_anystory.safetensors",
+    folder=ANYSTORY_NETWORKS,
+    purpose="trying AnyStory without a GPU",
+    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+    licence="GPL-3.0-or-later",
+)
+SAM_VIT_B = ModelFile(
+    name="sam_vit_b_01ec64.pth",
+    folder=SAMS,
+    purpose="cutting subjects out with SAM (small, fast)",
+    source="github.com/facebookresearch/segment-anything",
+    licence="Apache-2.0",
+    sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+)
+SAM_VIT_L = ModelFile(
+    name="sam_vit_l_0b3195.pth",
+    folder=SAMS,
+    purpose="cutting subjects out with SAM (middle)",
+    source="github.com/facebookresearch/segment-anything",
+    licence="Apache-2.0",
+    sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+)
+SAM_VIT_H = ModelFile(
+    name="sam_vit_h_4b8939.pth",
+    folder=SAMS,
+    purpose="cutting subjects out with SAM (large, best)",
+    source="github.com/facebookresearch/segment-anything",
+    licence="Apache-2.0",
+    sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 )
 FLUX_DEV = ModelFile(
     name="flux1-dev.safetensors",
@@ -153,6 +197,27 @@ FLUX_T5 = ModelFile(
     source="huggingface.co/comfyanonymous/flux_text_encoders",
     licence="Apache-2.0",
 )
+FLUX_KONTEXT = ModelFile(
+    name="flux1-kontext-dev.safetensors",
+    folder="diffusion_models",
+    purpose="the One-for-All workflows at full quality",
+    source="huggingface.co/black-forest-labs/FLUX.1-Kontext-dev",
+    licence="FLUX.1 [dev] Non-Commercial License",
+)
+SDXL_BASE = ModelFile(
+    name="sd_xl_base_1.0.safetensors",
+    folder="checkpoints",
+    purpose="the SeAl and AnyStory workflows at full quality",
+    source="huggingface.co/stabilityai/stable-diffusion-xl-base-1.0",
+    licence="CreativeML Open RAIL++-M",
+)
+CLIP_VIT_H = ModelFile(
+    name="CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
+    folder="clip_vision",
+    purpose="AnyStory at full quality",
+    source="huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K (model.safetensors, renamed)",
+    licence="MIT",
+)
 
 MODEL_FILES = (
     MINILM,
@@ -162,13 +227,21 @@ MODEL_FILES = (
     TINY_VAE,
     TINY_VISION,
     TINY_DSM,
+    TINY_DAM,
     TINY_SDXL,
     TINY_SDXL_VAE,
     TINY_CONTROLNET,
+    TINY_ANYSTORY,
+    SAM_VIT_B,
+    SAM_VIT_L,
+    SAM_VIT_H,
     FLUX_DEV,
     FLUX_VAE,
     FLUX_CLIP,
     FLUX_T5,
+    FLUX_KONTEXT,
+    SDXL_BASE,
+    CLIP_VIT_H,
 )
 
 

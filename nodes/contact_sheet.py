@@ -36,9 +36,9 @@ class Tile:
     text: str
 
 
-def draw_contact_sheet(tiles: list[Tile]) -> np.ndarray:
-    """All tiles on one sheet as near to square as they go: (H, W, 3) float32 in [0, 1]."""
-    columns = max(1, math.ceil(math.sqrt(len(tiles))))
+def draw_contact_sheet(tiles: list[Tile], columns: int | None = None) -> np.ndarray:
+    """All tiles on one sheet, as near to square as they go if not told: (H, W, 3) float32 in [0, 1]."""
+    columns = columns or max(1, math.ceil(math.sqrt(len(tiles))))
     rows = max(1, math.ceil(len(tiles) / columns))
     step_x, step_y = TILE + MARGIN, TILE + TEXT_LINES * LINE + MARGIN
     sheet = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), BACKGROUND)

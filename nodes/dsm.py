@@ -11,9 +11,10 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention_patches.dsm import KEY, SPANS_KEY, apply_dsm, item_mask, modulate
+from ..attention_patches.dsm import KEY, apply_dsm, item_mask, modulate
 from ..attention_patches.dsm_adapter import DSMConfig
 from ..attention_patches.dsm_file import DSMError, load_dsm
+from ..attention_patches.item_spans import SPANS_KEY
 from ..models_info.registry import DSM_ADAPTERS, find_file, list_files
 from .cast import Cast
 from .errors import InputError, sentence_or_true

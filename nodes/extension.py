@@ -5,7 +5,28 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..models_info.registry import register_folders
-from . import cast, dsm, encoders, flux, pose, pose_browser, pose_factory, pose_layout, prompt_normalizer
+from . import (
+    anchor_align,
+    anystory,
+    anystory_encode,
+    appearance,
+    cast,
+    condition_positions,
+    dam,
+    delta_bridge,
+    dsm,
+    encoders,
+    flux,
+    infusion,
+    inspector,
+    item_prompt,
+    pose,
+    pose_browser,
+    pose_factory,
+    pose_layout,
+    prompt_normalizer,
+    sam,
+)
 
 
 class EnsembleExtension(ComfyExtension):
@@ -23,7 +44,18 @@ class EnsembleExtension(ComfyExtension):
             pose_layout,
             prompt_normalizer,
             pose_factory,
+            item_prompt,
             flux,
+            condition_positions,
             dsm,
+            dam,
+            inspector,
+            anystory_encode,
+            anystory,
+            sam,
+            anchor_align,
+            appearance,
+            infusion,
+            delta_bridge,
         )
         return [node for family in families for node in family.NODES]

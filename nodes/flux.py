@@ -13,7 +13,8 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 
 from ..attention_patches.europe import EUROPE, MODES, apply_europe
-from ..attention_patches.layout import PATCH_SIZE, Layout, Reference, Role, token_grid
+from ..attention_patches.item_spans import SPANS_KEY
+from ..attention_patches.layout import LAYOUT_KEY, PATCH_SIZE, Layout, Reference, Role, token_grid
 from .cast import Cast
 from .errors import InputError
 from .types import CAST, LAYOUT
@@ -64,11 +65,13 @@ class EnsembleReferenceLatents(io.ComfyNode):
         _check_conditioning(conditioning)
         compression: Any = vae.spacial_compression_encode()  # one number for pictures; the host types it for video too
         step = PATCH_SIZE * compression
+        spans = next((options[SPANS_KEY] for _, options in conditioning if SPANS_KEY in options), {})
         latents, references = [], []
 
         def add(picture: torch.Tensor, role: Role, name: str = "", category: str = "") -> None:
             latents.append(vae.encode(picture))
-            references.append(Reference(role, token_grid(latents[-1]), name, category))
+            described = tuple((start, stop) for start, stop in spans.get(name, ()))
+            references.append(Reference(role, token_grid(latents[-1]), name, category, described))
 
         progress = comfy.utils.ProgressBar(len(cast.subjects))
         for subject in cast.subjects:
@@ -76,9 +79,11 @@ class EnsembleReferenceLatents(io.ComfyNode):
             progress.update(1)
         if pose_image is not None and _shows_pose(pose_image):
             add(_resize(pose_image[..., :3], max(pose_image.shape[1:3]), step), "pose")
+        layout = Layout(tuple(references))
         if latents:
-            conditioning = node_helpers.conditioning_set_values(conditioning, {"reference_latents": latents})
-        return io.NodeOutput(conditioning, Layout(tuple(references)))
+            carried = {"reference_latents": latents, LAYOUT_KEY: layout}
+            conditioning = node_helpers.conditioning_set_values(conditioning, carried)
+        return io.NodeOutput(conditioning, layout)
 
 
 def _check_conditioning(conditioning: Any) -> None:
@@ -155,10 +160,11 @@ class EnsembleEURoPE(io.ComfyNode):
 
 
 def require_flux(node: str, model: ModelPatcher) -> Flux:
-    """The model's network; `InputError` where it is not a FLUX."""
+    """The model's network; `InputError` where it is not a FLUX.1, whose tokens are 2 x 2 latent pixels."""
     network = model.model.diffusion_model
-    if not isinstance(network, Flux):
-        raise InputError(node, "model", f"it is a {type(model.model).__name__} model; connect a FLUX model")
+    if not isinstance(network, Flux) or network.patch_size != PATCH_SIZE:
+        wanted = "FLUX.1" if isinstance(network, Flux) else "FLUX"
+        raise InputError(node, "model", f"it is a {type(model.model).__name__} model; connect a {wanted} model")
     return network
 
 

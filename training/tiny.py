@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import comfy.cldm.cldm
 import comfy.clip_model
@@ -22,11 +23,18 @@ import comfy.taesd.taesd
 import torch
 from safetensors.torch import save_file
 
+from ..attention_patches.anystory_file import write_anystory
+from ..attention_patches.anystory_network import AnyStoryConfig, fresh_anystory
+from ..attention_patches.dam_file import write_dam
+from ..attention_patches.dam_generator import DAMConfig, fresh_dam
 from ..attention_patches.dsm_adapter import DSMConfig, fresh_dsm
 from ..attention_patches.dsm_file import write_dsm
+from ..attention_patches.reference_net import unet_sizes
 from ..models_info.files import whole_file
 from ..models_info.registry import (
+    TINY_ANYSTORY,
     TINY_CONTROLNET,
+    TINY_DAM,
     TINY_DSM,
     TINY_FLUX,
     TINY_SDXL,
@@ -60,6 +68,7 @@ FLUX_CONFIG = {
     "guidance_embed": True,
     "txt_ids_dims": [],
 }
+_SDXL: dict[str, Any] = {**SDXL_CONFIG, **TinySDXL.unet_extra_config}
 DSM_CONFIG = DSMConfig(
     text_width=CONTEXT,
     width=64,
@@ -71,6 +80,24 @@ DSM_CONFIG = DSMConfig(
     model_width=HIDDEN,
     double_blocks=FLUX_CONFIG["depth"],
     single_blocks=FLUX_CONFIG["depth_single_blocks"],
+)
+DAM_CONFIG = DAMConfig(
+    model_width=HIDDEN,
+    width=32,
+    double_blocks=FLUX_CONFIG["depth"],
+    single_blocks=FLUX_CONFIG["depth_single_blocks"],
+)
+ANYSTORY_CONFIG = AnyStoryConfig(
+    text_width=CONTEXT,
+    clip_width=VISION_CONFIG["hidden_size"],
+    clip_depth=VISION_CONFIG["num_hidden_layers"],
+    queries=16,
+    qformer_width=64,
+    qformer_heads=4,
+    qformer_layers=4,
+    router_width=64,
+    reference_size=256,
+    unet=unet_sizes(_SDXL),
 )
 
 
@@ -90,9 +117,7 @@ def tiny_vae(seed: int) -> dict[str, torch.Tensor]:
 def tiny_sdxl(seed: int) -> dict[str, torch.Tensor]:
     """Random weights of SDXL's U-Net at width 32, in the published file's key names."""
     unet = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel
-    return _random_weights(
-        unet(operations=comfy.ops.disable_weight_init, **SDXL_CONFIG, **TinySDXL.unet_extra_config), seed
-    )
+    return _random_weights(unet(operations=comfy.ops.disable_weight_init, **_SDXL), seed)
 
 
 def tiny_sdxl_vae(seed: int) -> dict[str, torch.Tensor]:
@@ -102,12 +127,8 @@ def tiny_sdxl_vae(seed: int) -> dict[str, torch.Tensor]:
 
 def tiny_controlnet(seed: int) -> dict[str, torch.Tensor]:
     """Random weights of a ControlNet for the tiny SDXL, in the published file's key names."""
-    config = {
-        name: value for name, value in SDXL_CONFIG.items() if name not in ("out_channels", "transformer_depth_output")
-    }
-    network = comfy.cldm.cldm.ControlNet(
-        hint_channels=3, operations=comfy.ops.disable_weight_init, **config, **TinySDXL.unet_extra_config
-    )
+    config = {name: value for name, value in _SDXL.items() if name not in ("out_channels", "transformer_depth_output")}
+    network = comfy.cldm.cldm.ControlNet(hint_channels=3, operations=comfy.ops.disable_weight_init, **config)
     return _random_weights(network, seed)
 
 
@@ -117,6 +138,11 @@ def tiny_vision(seed: int) -> dict[str, torch.Tensor]:
         VISION_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init
     )
     return _random_weights(model, seed)
+
+
+def tiny_anystory(seed: int) -> dict[str, torch.Tensor]:
+    """Fresh weights of an AnyStory network for the tiny SDXL of the same seed."""
+    return fresh_anystory(ANYSTORY_CONFIG, seed, tiny_sdxl(seed))
 
 
 def _random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -155,7 +181,12 @@ def write_tiny_models(models_dir: Path, seed: int = 0) -> list[Path]:
         written.append(path)
     adapter = models_dir / TINY_DSM.folder / TINY_DSM.name
     write_dsm(adapter, fresh_dsm(DSM_CONFIG, seed), DSM_CONFIG)
-    return [*written, adapter]
+    dam = models_dir / TINY_DAM.folder / TINY_DAM.name
+    write_dam(dam, fresh_dam(DAM_CONFIG, seed), DAM_CONFIG)
+    anystory = models_dir / TINY_ANYSTORY.folder / TINY_ANYSTORY.name
+    halves = {name: value.to(torch.bfloat16) for name, value in tiny_anystory(seed).items()}
+    write_anystory(anystory, halves, ANYSTORY_CONFIG)
+    return [*written, adapter, dam, anystory]
 
 
 def main() -> None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from devtools.workflow_sources import astra, poses
+from devtools.workflow_sources import anystory, astra, one_for_all, poses, seal
 
 WORKFLOWS = Path(__file__).resolve().parent.parent.parent / "workflows"
 
-WORKFLOW_SOURCES = (*astra.WORKFLOWS, *poses.WORKFLOWS)
+WORKFLOW_SOURCES = (
+    *astra.WORKFLOWS,
+    *one_for_all.WORKFLOWS,
+    *seal.WORKFLOWS,
+    *anystory.WORKFLOWS,
+    *poses.WORKFLOWS,
+)

@@ -16,14 +16,16 @@ real.
 """
 
 
-def subject(number: int, file: str, name: str, description: str, earlier: str | None) -> list[Node]:
+def subject(
+    number: int, file: str, name: str, description: str, earlier: str | None, category: str = "person"
+) -> list[Node]:
     """Load a picture with its alpha channel and add it to the cast; the nodes' keys end in `name`."""
     inputs = {
         "image": Link(f"load_{name}"),
         "mask": Link(f"mask_{name}"),
         "name": name,
         "description": description,
-        "category": "person",
+        "category": category,
     }
     if earlier:
         inputs["cast"] = Link(f"subject_{earlier}")
@@ -65,5 +67,62 @@ def sampling(column: int, model: str, positive: Link, size: tuple[int, int], pre
             },
         ),
         Node("decode", "VAEDecode", column, {"samples": Link("sampler"), "vae": Link("vae")}),
+        Node("save", "SaveImage", column, {"images": Link("decode"), "filename_prefix": prefix}),
+    ]
+
+
+TINY_SDXL_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine
+in seconds. Their weights are random, so **the picture is noise**; everything else is real.
+
+**For real pictures**, with SDXL or any checkpoint made from it:
+- replace *Tiny SDXL*, *MiniLM Text Encoder* and *Load VAE* by one *Load Checkpoint*
+- 1024 x 1024 in *Empty Latent*
+"""
+
+
+def tiny_sdxl_models(column: int) -> list[Node]:
+    """Text encoder, diffusion model and VAE of the embedded default's SDXL."""
+    return [
+        Node("clip", "EnsembleMiniLMTextEncoder", column),
+        Node("unet", "EnsembleTinySDXL", column),
+        Node("vae", "VAELoader", column, {"vae_name": "ensemble_tiny_sdxl_vae.safetensors"}),
+    ]
+
+
+def text(key: str, column: int, words: str | Link, title: str) -> Node:
+    """An encoded prompt."""
+    return Node(key, "CLIPTextEncode", column, {"clip": Link("clip"), "text": words}, title=title)
+
+
+def sdxl_sampling(
+    column: int, model: str, positive: Link, negative: Link, size: tuple[int, int], prefix: str, steps: int = 12
+) -> list[Node]:
+    """Empty latent, sampler with a negative prompt, decoder and saved picture."""
+    return [
+        Node("latent", "EmptyLatentImage", column, {"width": size[0], "height": size[1]}, title="Empty Latent"),
+        Node(
+            "sampler",
+            "KSampler",
+            column,
+            {
+                "model": Link(model),
+                "positive": positive,
+                "negative": negative,
+                "latent_image": Link("latent"),
+                "seed": 1,
+                "steps": steps,
+                "cfg": 6.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+            },
+        ),
+        *decoded(column, Link("sampler"), prefix),
+    ]
+
+
+def decoded(column: int, samples: Link, prefix: str) -> list[Node]:
+    """Decoder and saved picture."""
+    return [
+        Node("decode", "VAEDecode", column, {"samples": samples, "vae": Link("vae")}),
         Node("save", "SaveImage", column, {"images": Link("decode"), "filename_prefix": prefix}),
     ]

@@ -6,7 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+import comfy.memory_management
 import comfy.ops
+import comfy.utils
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -55,6 +57,16 @@ def test_what_is_written_comes_back(tmp_path, dtype, changed):
     held = adapter.model.state_dict()
     assert held.keys() == weights.keys()
     assert all(torch.equal(held[name], weights[name]) and held[name].dtype == dtype for name in held)
+
+
+def test_loads_where_the_host_makes_weights_late(path, monkeypatch):
+    """As it does on graphics cards whose memory it manages dynamically; reading the file needs such a card."""
+    expected, weights = fresh_dsm(CONFIG, 0), load_file(path)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    monkeypatch.setattr(comfy.utils, "load_torch_file", lambda *args, **kwargs: weights)
+    for held in (fresh_dsm(CONFIG, 0), load_dsm(path).model.state_dict()):
+        assert held.keys() == expected.keys()
+        assert all(torch.equal(held[name], expected[name]) for name in held)
 
 
 def test_the_host_can_copy_an_adapter_for_another_device(path):

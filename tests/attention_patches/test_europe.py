@@ -20,7 +20,8 @@ from comfyui_ensemble.attention_patches.europe import (
     apply_europe,
     reference_ids,
 )
-from comfyui_ensemble.attention_patches.layout import Layout, Reference, token_grid
+from comfyui_ensemble.attention_patches.layout import LAYOUT_KEY, Layout, Reference, token_grid
+from comfyui_ensemble.attention_patches.reference_positions import KEY
 
 GRIDS = [(8, 8), (5, 9), (7, 3), (1, 4), (6, 6), (3, 11)]
 STEPS = 2
@@ -189,6 +190,21 @@ def test_two_casts_in_one_model(flux, clip):
         np.testing.assert_allclose(call["img_ids"][0, 64:].numpy(), expected[call["tokens"]], atol=1e-5)
 
 
+def test_equal_sizes_in_other_roles(flux, clip):
+    """A conditioning that knows its layout gets that layout's ids, in whatever order the layouts came to the model."""
+    person, pose = make_layout([(8, 8)], None), make_layout([], (8, 8))
+    prompts = [cond(clip, text, latents_for(pose)) for text in ("two tall dancers", "one old wizard")]
+    for prompt, layout in zip(prompts, (person, pose), strict=True):
+        prompt[0][1][LAYOUT_KEY] = layout
+    for order in ((person, pose), (pose, person)):
+        recorder = Recorder()
+        model = apply_europe(apply_europe(flux, order[0], EUROPE), order[1], EUROPE)
+        model.set_model_post_input_patch(recorder)
+        run(model, *prompts)
+        firsts = [sorted(ids[64].tolist() for ids in call["img_ids"]) for call in recorder.calls]
+        assert firsts == [[[0, 0, 0], [0, 8, 8]]] * STEPS  # both in one call
+
+
 def test_applied_twice_the_last_mode_holds(flux, clip):
     layout = make_layout([(6, 6)], (8, 8))
     positive, negative = cond(clip, "a duel", latents_for(layout)), cond(clip, "")
@@ -265,7 +281,7 @@ def test_state_after_an_interrupt(flux, clip):
     positive, negative = cond(clip, "a duel", latents_for(layout)), cond(clip, "")
     model = apply_europe(flux, layout, EUROPE)
     expected = run(model, positive, negative)
-    held = dict(vars(model.get_attachment("ensemble_europe")))
+    held = dict(vars(model.get_attachment(KEY)))
     interrupted = model.clone()
 
     def stop(args):
@@ -274,7 +290,7 @@ def test_state_after_an_interrupt(flux, clip):
     interrupted.set_model_post_input_patch(stop)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(interrupted, positive, negative)
-    assert vars(model.get_attachment("ensemble_europe")) == held
+    assert vars(model.get_attachment(KEY)) == held
     assert torch.equal(expected, run(model, positive, negative))
 
 

@@ -10,6 +10,7 @@ from comfyui_ensemble.attention_patches.recording import RUNS_KEPT, Recording
 
 def run(recording: Recording, records: list, samples: torch.Tensor) -> torch.Tensor:
     def sampler(*args, **kwargs):
+        assert recording.current is not None
         recording.current.records.extend(records)
         return samples
 
@@ -44,6 +45,7 @@ def test_an_interrupted_run_leaves_nothing():
     run(recording, ["whole"], latent(1))
 
     def interrupted(*args):
+        assert recording.current is not None
         recording.current.records.append("half")
         raise InterruptedError
 

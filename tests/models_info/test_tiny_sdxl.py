@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.controlnet
 import comfy.model_base
 import comfy.model_sampling
@@ -17,9 +19,9 @@ def sample(sdxl, clip):
     positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a woman", ""))
 
     def run(latent: torch.Tensor, **options) -> torch.Tensor:
-        conds = [[[text, {**values, **options}] for text, values in cond] for cond in (positive, negative)]
+        first, second = ([[text, {**values, **options}] for text, values in cond] for cond in (positive, negative))
         noise = comfy.sample.prepare_noise(latent, 1)
-        return comfy.sample.sample(sdxl, noise, 2, 5.0, "euler", "normal", *conds, latent)
+        return comfy.sample.sample(sdxl, noise, 2, 5.0, "euler", "normal", first, second, latent)
 
     return run
 
@@ -37,7 +39,9 @@ def test_every_weight_of_the_file_is_used(sdxl, tiny_models):
 
 
 def test_samples_and_follows_the_controlnet(sample, tiny_models):
-    control_net = comfy.controlnet.load_controlnet(str(tiny_models / TINY_CONTROLNET.folder / TINY_CONTROLNET.name))
+    control_net: Any = comfy.controlnet.load_controlnet(
+        str(tiny_models / TINY_CONTROLNET.folder / TINY_CONTROLNET.name)
+    )
     hint = torch.rand(1, 128, 96, 3, generator=torch.Generator().manual_seed(0))
     latent = torch.zeros(1, 4, 16, 12)
     plain = sample(latent)

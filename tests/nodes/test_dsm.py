@@ -17,9 +17,10 @@ import pytest
 import torch
 from comfy.clip_vision import ClipVisionModel
 
-from comfyui_ensemble.attention_patches.dsm import KEY, SPANS_KEY, item_mask
+from comfyui_ensemble.attention_patches.dsm import KEY, item_mask
 from comfyui_ensemble.attention_patches.dsm_adapter import DSMConfig, fresh_dsm
 from comfyui_ensemble.attention_patches.dsm_file import load_dsm, write_dsm
+from comfyui_ensemble.attention_patches.item_spans import SPANS_KEY
 from comfyui_ensemble.models_info.registry import DSM_ADAPTERS
 from comfyui_ensemble.nodes.cast import Cast, Subject
 from comfyui_ensemble.nodes.dsm import EnsembleDSM, EnsembleDSMLoader

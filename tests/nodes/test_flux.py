@@ -7,8 +7,9 @@ import comfy.supported_models
 import pytest
 import torch
 
-from comfyui_ensemble.attention_patches.europe import EUROPE, KEY, MODES
+from comfyui_ensemble.attention_patches.europe import EUROPE, MODES
 from comfyui_ensemble.attention_patches.layout import Layout
+from comfyui_ensemble.attention_patches.reference_positions import KEY
 from comfyui_ensemble.nodes.cast import Cast, Subject
 from comfyui_ensemble.nodes.errors import InputError
 from comfyui_ensemble.nodes.flux import EnsembleEURoPE, EnsembleReferenceLatents

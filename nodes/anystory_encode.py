@@ -1,0 +1,260 @@
+"""AnyStory's first half: what the cast looks like, once and for all pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.utils
+import torch
+from comfy.clip_vision import ClipVisionModel
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.sd import VAE
+from comfy_api.latest import io
+
+from ..attention_patches.anystory_features import Background, Seen, encode_features
+from ..attention_patches.anystory_file import AnyStory, AnyStoryError, load_anystory
+from ..attention_patches.anystory_network import AnyStoryConfig
+from ..models_info.registry import ANYSTORY_NETWORKS, find_file, list_files
+from .cast import Cast, Subject
+from .errors import InputError, sentence_or_true
+from .types import ANYSTORY, CAST, SUBJECT_FEATURES
+from .vision import check_clip_vision, square
+
+LEFT_OVER = "what is left over"
+RESEMBLES = "what resembles it"
+BACKGROUND_AREAS = (LEFT_OVER, RESEMBLES)
+ENCODERS = 3  # that look at a picture: CLIP vision, VAE, AnyStory's own
+
+
+class EnsembleAnyStoryLoader(io.ComfyNode):
+    """Loads an AnyStory checkpoint."""
+
+    DISPLAY_NAME = "Load AnyStory"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EnsembleAnyStoryLoader",
+            display_name=cls.DISPLAY_NAME,
+            category="ensemble/anystory",
+            description="Loads AnyStory, the networks that look at your cast and bring each subject to its place in an SDXL"
+            " picture.",
+            search_aliases=["AnyStory", "ReferenceNet", "QFormer", "subject router", "personalization", "ensemble"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=list_files(ANYSTORY_NETWORKS),
+                    tooltip=f"A safetensors file of models/{ANYSTORY_NETWORKS}.",
+                )
+            ],
+            outputs=[ANYSTORY.Output(display_name="anystory")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:  # no value while it comes by a link
+        return sentence_or_true(_find_checkpoint, name)
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> float:
+        """A checkpoint that was rewritten under the same name is loaded again."""
+        path = find_file(ANYSTORY_NETWORKS, name)
+        return path.stat().st_mtime if path is not None else float("nan")
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        path = _find_checkpoint(name)
+        try:
+            return io.NodeOutput(load_anystory(path))
+        except AnyStoryError as error:
+            raise InputError(cls.DISPLAY_NAME, "name", f"'{name}' will not do: {error}") from None
+
+
+def _find_checkpoint(name: str) -> Path:
+    path = find_file(ANYSTORY_NETWORKS, name)
+    if path is None:
+        raise InputError(
+            EnsembleAnyStoryLoader.DISPLAY_NAME,
+            "name",
+            f"there is no '{name}' in models/{ANYSTORY_NETWORKS};"
+            f" put the file there or choose one of: {', '.join(list_files(ANYSTORY_NETWORKS)) or 'none is there'}",
+        )
+    return path
+
+
+class EnsembleAnyStoryEncode(io.ComfyNode):
+    """Encodes the cast."""
+
+    DISPLAY_NAME = "AnyStory Encode"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EnsembleAnyStoryEncode",
+            display_name=cls.DISPLAY_NAME,
+            category="ensemble/anystory",
+            description="Looks at everybody in the cast once: what they are, their details, and how to find their places."
+            " All pictures of a story use the result.",
+            search_aliases=["AnyStory", "subject encoding", "ReferenceNet", "QFormer", "encode-then-route", "ensemble"],
+            inputs=[
+                ANYSTORY.Input("anystory", tooltip="From Load AnyStory."),
+                CAST.Input("cast", tooltip="The subjects; each needs a mask."),
+                io.ClipVision.Input(
+                    "clip_vision", tooltip="The CLIP vision model it was trained with: ViT-H/14 for SDXL."
+                ),
+                io.Vae.Input("vae", tooltip="SDXL's VAE."),
+                io.Image.Input(
+                    "background",
+                    optional=True,
+                    tooltip="A picture of the place they are in. Without one, the background follows your prompt alone.",
+                ),
+                io.Combo.Input(
+                    "background_area",
+                    options=list(BACKGROUND_AREAS),
+                    optional=True,
+                    tooltip="With a background picture: the part of the canvas it may shape. All that the subjects leave over,"
+                    " or only what the model finds to resemble it.",
+                ),
+            ],
+            outputs=[SUBJECT_FEATURES.Output(display_name="features")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, background_area: str | None = None) -> bool | str:  # no value while it comes by a link
+        return sentence_or_true(_check_area, background_area)
+
+    @classmethod
+    def execute(
+        cls,
+        anystory: AnyStory,
+        cast: Cast,
+        clip_vision: ClipVisionModel,
+        vae: VAE,
+        background: torch.Tensor | None = None,
+        background_area: str = LEFT_OVER,
+    ) -> io.NodeOutput:
+        config = anystory.config
+        _check_cast(cast)
+        _check_area(background_area)
+        check_clip_vision(cls.DISPLAY_NAME, clip_vision, config.clip_width, config.clip_depth)
+        _check_vae(vae, config)
+        pictures = [_cut_out(subject) for subject in cast.subjects]
+        if background is not None:
+            pictures.append(_whole(background))
+        step = _steps(ENCODERS * len(pictures) + 1)
+        zero, *clips = [_clip_features(clip_vision, picture, step) for picture in (_zero(clip_vision), *pictures)]
+        latents = [_latent(vae, picture, config.reference_size, step) for picture in pictures]
+        masks = [picture.mask.movedim(-1, 1) for picture in pictures]
+        seen = [Seen(*parts) for parts in zip(clips, latents, masks, strict=True)]
+        place = None if background is None else Background(seen.pop(), background_area == RESEMBLES)
+        names = [subject.name for subject in cast.subjects]
+        return io.NodeOutput(encode_features(anystory, names, seen, zero, place, step))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A square picture for all encoders.
+
+    Attributes:
+        pixels: (1, S, S, 3).
+        mask: (1, S, S, 1), 1 where the subject is.
+    """
+
+    pixels: torch.Tensor
+    mask: torch.Tensor
+
+
+def _cut_out(subject: Subject) -> Picture:
+    """The subject on white, padded to a square."""
+    assert subject.mask is not None
+    outside = 1 - subject.mask[..., None].to(subject.image)  # (1, H, W, 1); the padding, white, is outside too
+    return Picture(square(subject.cut_out()), 1 - square(outside))
+
+
+def _whole(background: torch.Tensor) -> Picture:
+    """The square in the middle of a background picture: padding would be taken for a part of the place."""
+    count, height, width = background.shape[:3]
+    if count != 1:
+        raise InputError(
+            EnsembleAnyStoryEncode.DISPLAY_NAME,
+            "background",
+            f"it holds {count} pictures; pick one with Image From Batch",
+        )
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels = background[:, top : top + side, left : left + side, :3]
+    return Picture(pixels, torch.ones_like(pixels[..., :1]))
+
+
+def _zero(clip_vision: ClipVisionModel) -> Picture:
+    """The zero image, which stands for the background."""
+    side = clip_vision.image_size
+    return Picture(torch.zeros(1, side, side, 3), torch.zeros(1, side, side, 1))
+
+
+def _clip_features(clip_vision: ClipVisionModel, picture: Picture, step: Callable[[], None]) -> torch.Tensor:
+    """F_clip: (1, P, d_clip)."""
+    features = clip_vision.encode_image(picture.pixels)["penultimate_hidden_states"]
+    step()
+    return features
+
+
+def _latent(vae: VAE, picture: Picture, size: int, step: Callable[[], None]) -> torch.Tensor:
+    """(1, channels, size / 8, size / 8)."""
+    pixels = picture.pixels.movedim(-1, 1)  # (1, 3, S, S)
+    if pixels.shape[-1] != size:
+        pixels = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    latent = vae.encode(pixels.movedim(1, -1))
+    step()
+    return latent
+
+
+def _steps(count: int) -> Callable[[], None]:
+    """What to call after each of `count` pieces of work: shows progress, and stops where the artist asked for it."""
+    progress = comfy.utils.ProgressBar(count)
+
+    def step() -> None:
+        progress.update(1)
+        throw_exception_if_processing_interrupted()
+
+    return step
+
+
+def _check_area(area: str) -> None:
+    if area not in BACKGROUND_AREAS:
+        raise InputError(
+            EnsembleAnyStoryEncode.DISPLAY_NAME,
+            "background_area",
+            f"'{area}' is unknown; choose one of: {', '.join(BACKGROUND_AREAS)}",
+        )
+
+
+def _check_cast(cast: Cast) -> None:
+    node = EnsembleAnyStoryEncode.DISPLAY_NAME
+    if not cast.subjects:
+        raise InputError(node, "cast", "it is empty; add a subject")
+    unmasked = [f"'{subject.name}'" for subject in cast.subjects if subject.mask is None]
+    if unmasked:
+        raise InputError(
+            node,
+            "cast",
+            f"{' and '.join(unmasked)} cannot be told from the background; connect a mask to each one's Subject node,"
+            " for example from Remove Background, or use a picture with an alpha channel",
+        )
+    empty = [f"'{s.name}'" for s in cast.subjects if s.mask is not None and not bool((s.mask > 0.5).any())]
+    if empty:
+        raise InputError(node, "cast", f"the mask of {' and '.join(empty)} is empty; paint the subject white")
+
+
+def _check_vae(vae: VAE, config: AnyStoryConfig) -> None:
+    channels = config.unet["in_channels"]
+    if vae.latent_channels != channels:
+        raise InputError(
+            EnsembleAnyStoryEncode.DISPLAY_NAME,
+            "vae",
+            f"it makes latents of {vae.latent_channels} channels, SDXL's have {channels}; connect SDXL's VAE",
+        )
+
+
+NODES: list[type[io.ComfyNode]] = [EnsembleAnyStoryLoader, EnsembleAnyStoryEncode]
