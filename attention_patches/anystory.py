@@ -28,7 +28,7 @@ from comfy.samplers import CFGGuider
 from .anystory_call import NO_REFERENCES, Call, Settings
 from .anystory_entries import Entries
 from .anystory_features import SubjectFeatures
-from .anystory_routing import ROUTING_KEY, CallRouting, Grid, RoutingMaps, StepMaps, keep
+from .anystory_routing import ROUTING_KEY, CallRouting, Grid, RoutingMaps, StepMaps
 from .attention_chain import ROUTED, AttentionChain, Step, add_steps
 from .unet_layers import AttentionLayer, Block, attention_layers
 
@@ -142,12 +142,11 @@ class AnyStoryPatch:
 
     def _write_down(self, run: SamplingRun, call: Call, size: Grid, options: Mapping[str, Any]) -> None:
         """Maps of whole pictures only: a prompt for an area sees a cutting, which the call does not place."""
-        current = self.maps.recording.current
-        if current is None or not call.subject_rows or size != run.size:
+        if not call.subject_rows or size != run.size:
             return
         pictures = call.rows // len(options["cond_or_uncond"])
         step = int((options["sample_sigmas"] >= options["sigmas"].max()).sum())
-        keep(current, StepMaps(step, size, call.routing.in_cast_order(call.subject_rows, pictures)))
+        self.maps.recording.keep(StepMaps(step, size, call.routing.in_cast_order(call.subject_rows, pictures)))
 
 
 def _negatives(guider: CFGGuider, conds: Sequence[Any]) -> frozenset[int]:

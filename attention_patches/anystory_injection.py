@@ -18,10 +18,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+from .outline import Outline
 from .unet_layers import AttentionLayer, attention_modules
 
 # (1, n, heads * d) queries, (1, S, heads * d) keys and values, (1, 1, S) additive mask or None -> (1, n, heads * d)
@@ -183,7 +183,7 @@ class AnyStoryInjection(torch.nn.Module):
 def fresh_injection(layers: Sequence[AttentionLayer], text_width: int, seed: int) -> dict[str, torch.Tensor]:
     """Random matrices of variance 1 / fan-in, float32."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = AnyStoryInjection(layers, text_width, torch.float32, "meta", comfy.ops.disable_weight_init).state_dict()
+    shapes = AnyStoryInjection(layers, text_width, torch.float32, "meta", Outline).state_dict()
     return {
         name: torch.randn(shape, generator=generator) / math.sqrt(shape[1])
         for name, shape in sorted((name, value.shape) for name, value in shapes.items())

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.ops
 import torch
 
+from .outline import Outline
 from .unet_layers import AttentionLayer
 
 HEAD_WIDTH = 64  # of the masked cross-attention
@@ -163,7 +163,7 @@ class AnyStoryRouters(torch.nn.ModuleDict):
 def fresh_routers(layers: Sequence[AttentionLayer], router_width: int, seed: int) -> dict[str, torch.Tensor]:
     """Weights of untrained routers, float32, such that maps of features of variance 1 have logits of variance about 1."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = AnyStoryRouters(layers, router_width, torch.float32, "meta", comfy.ops.disable_weight_init).state_dict()
+    shapes = AnyStoryRouters(layers, router_width, torch.float32, "meta", Outline).state_dict()
     weights = {}
     for name, shape in sorted((name, value.shape) for name, value in shapes.items()):
         transposed = name.endswith(("_latent.weight", "_key.weight"))

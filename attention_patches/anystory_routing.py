@@ -15,10 +15,9 @@ from functools import cached_property
 
 import torch
 
-from .recording import Recording, Run
+from .recording import BoundedRecording
 
 ROUTING_KEY = "ensemble_routing"
-RUN_BYTES = 64 * 2**20
 
 Grid = tuple[int, int]
 
@@ -122,8 +121,8 @@ class StepMaps:
     maps: tuple[torch.Tensor, ...]
 
     @property
-    def bytes(self) -> int:
-        """Of all maps."""
+    def size(self) -> int:
+        """Of all maps, in bytes."""
         return sum(routed.numel() for routed in self.maps)
 
 
@@ -139,15 +138,7 @@ class RoutingMaps:
 
     names: tuple[str, ...]
     layers: tuple[str, ...]
-    recording: Recording[StepMaps] = field(default_factory=Recording)
-
-
-def keep(run: Run[StepMaps], record: StepMaps) -> None:
-    """Add to what a run wrote down; its first steps go where it grows too large."""
-    run.records.append(record)
-    excess = sum(kept.bytes for kept in run.records) - RUN_BYTES
-    while excess > 0 and len(run.records) > 1:
-        excess -= run.records.pop(0).bytes
+    recording: BoundedRecording[StepMaps] = field(default_factory=BoundedRecording)
 
 
 def shares(records: Sequence[StepMaps], layers: Sequence[int], picture: int, entries: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from .anystory import apply_anystory
 from .anystory_call import NO_REFERENCES, Settings
 from .anystory_features import SubjectFeatures
 from .anystory_routing import shares
+from .one_prompt import OnePrompt
 from .reference_net import SIZE_WIDTH, SIZES
 
 MOMENT = 0.95  # of a run: timestep 50 of 1000
@@ -28,16 +29,6 @@ def no_prompt(unet: Any) -> Any:
     context = unet.input_blocks[-1][1].transformer_blocks[0].attn2.to_k.in_features
     pooled = unet.label_emb[0][0].in_features - SIZES * SIZE_WIDTH
     return [[torch.zeros(1, PROMPT_TOKENS, context), {"pooled_output": torch.zeros(1, pooled)}]]
-
-
-class _PositiveAlone(comfy.samplers.CFGGuider):
-    """One prompt, and no say for what changes guidance."""
-
-    def predict_noise(
-        self, x: torch.Tensor, timestep: torch.Tensor, model_options: Any = None, seed: int | None = None
-    ) -> torch.Tensor:
-        conds = [self.conds["positive"]]
-        return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})[0]
 
 
 def find_subjects(
@@ -56,7 +47,7 @@ def find_subjects(
         ValueError: as `apply_anystory` does.
     """
     looking, maps = apply_anystory(model, features, Settings(0.0, NO_REFERENCES))
-    guider = _PositiveAlone(looking)
+    guider = OnePrompt(looking)
     guider.inner_set_conds({"positive": conditioning or no_prompt(model.model.diffusion_model)})
     sampling: Any = looking.get_model_object("model_sampling")
     sigmas = torch.tensor([sampling.percent_to_sigma(MOMENT), 0.0])

@@ -22,6 +22,7 @@ from comfy.patcher_extension import WrappersMP
 from .appearance_tokens import Appearance, AppearanceError, AppearanceTokens, Tokens
 from .attention_chain import OBSERVED, Attend, add_steps
 from .mask_tokens import covered_tokens
+from .one_prompt import OnePrompt
 from .schedule import sampling_progress
 from .unet_layers import AttentionLayer, Block, attention_layers
 
@@ -60,23 +61,13 @@ def cache_appearance(
     collector = _Collector(layers, mask, (latent.shape[-2], latent.shape[-1]), model.offload_device)
     watched = model.clone()
     watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, collector.watch)
-    guider = _OnePrompt(watched)
+    guider = OnePrompt(watched)
     guider.inner_set_conds({"positive": conditioning})
     guider.sample(torch.zeros_like(latent), latent, _NoiseFree(collector), sigmas, disable_pbar=True)
     sampling: Any = model.get_model_object("model_sampling")
     moments = [sampling_progress(sampling, float(sigma)) for sigma in sigmas]
     network = AppearanceTokens(type(model.model).__name__, layers, moments, collector.moments)
     return Appearance(CoreModelPatcher(network, model.load_device, model.offload_device))
-
-
-class _OnePrompt(comfy.samplers.CFGGuider):
-    """Predicts with the positive prompt alone; nothing that changes guidance has a say, so that its wrappers are passed by."""
-
-    def outer_predict_noise(
-        self, x: torch.Tensor, timestep: torch.Tensor, model_options: Any = None, seed: int | None = None
-    ) -> torch.Tensor:
-        conds = [self.conds["positive"]]
-        return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options or {})[0]
 
 
 class _NoiseFree(comfy.samplers.Sampler):

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import comfy.model_management
 import torch
 
-from .recording import Recording
+from .recording import BoundedRecording
 from .unet_call import Part, Size, UNetCall
 from .unet_layers import AttentionLayer
-
-RUN_BYTES = 64 * 2**20  # SDXL's 46 layers take 0.13 MB a call at 1024 x 1024
 
 
 @dataclass(frozen=True)
@@ -50,18 +48,11 @@ class InfusionRecord:
         return cls(call.progress, appearances, call.canvas, call.parts, call.batch, numbers)
 
 
-class InfusionRecording(Recording[InfusionRecord]):
-    """What an infusion patch wrote down; its own class, so that a node can tell it from other recordings."""
+class InfusionRecording(BoundedRecording[InfusionRecord]):
+    """What an infusion patch wrote down; its own class, so that a node can tell it from other recordings.
 
-    def keep(self, record: InfusionRecord) -> None:
-        """Add to the run that is going on; its first steps, of which least is infused, go where it grows too large."""
-        if self.current is None:  # somebody calls the model without a sampler
-            return
-        records = self.current.records
-        records.append(record)
-        excess = sum(kept.size for kept in records) - RUN_BYTES
-        while excess > 0 and len(records) > 1:
-            excess -= records.pop(0).size
+    SDXL's 46 layers take 0.13 MB a call at 1024 x 1024; the first steps, which go first, are those of which least is infused.
+    """
 
 
 def steps(records: Iterable[InfusionRecord]) -> list[float]:

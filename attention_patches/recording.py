@@ -10,14 +10,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 RUNS_KEPT = 16
+RUN_BYTES = 64 * 2**20
 _TRACE = 256  # numbers of a latent that tell it from others
 
+
+class Sized(Protocol):
+    """A record that says how much memory it takes."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        ...
+
+
 Record = TypeVar("Record")
+SizedRecord = TypeVar("SizedRecord", bound=Sized)
 
 
 @dataclass
@@ -62,6 +74,20 @@ class Recording(Generic[Record]):
             ):
                 return run.records
         return self._runs[-1].records if self._runs else []
+
+
+class BoundedRecording(Recording[SizedRecord]):
+    """A recording of maps, of which a run keeps `RUN_BYTES` at most."""
+
+    def keep(self, record: SizedRecord) -> None:
+        """Add to the run that is going on, if there is one; its first records go where it grows too large."""
+        if self.current is None:  # somebody calls the model without a sampler
+            return
+        records = self.current.records
+        records.append(record)
+        excess = sum(kept.size for kept in records) - RUN_BYTES
+        while excess > 0 and len(records) > 1:
+            excess -= records.pop(0).size
 
 
 def _trace(samples: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,7 @@ IDENTITY_AND_POSE = Workflow(
     nodes=[
         *picture("alice", "ensemble_alice.png", "Who"),
         Node("database", "EnsemblePoseDatabaseLoader", 1),
-        found_pose("retrieve", 1, "a woman waving with the right hand"),
+        found_pose("retrieve", 1, "a woman standing with both hands on the hips"),
         *drawn(Link("retrieve"), 1, SIZE),
         Node("show_pose", "PreviewImage", 1, {"images": Link("render")}, title="The pose"),
         Node(
@@ -93,7 +93,7 @@ IDENTITY_AND_POSE = Workflow(
         Node("show_align", "PreviewImage", 2, {"images": Link("align", 2)}, title="Boxes and result"),
         Node("show_report", "PreviewAny", 2, {"source": Link("align", 1)}, title="Report"),
         *tiny_sdxl_models(3),
-        text("positive", 3, "a woman in a red jumper waving, city street", "Prompt"),
+        text("positive", 3, "a woman in a red jumper with her hands on her hips, city street", "Prompt"),
         text("appearance", 3, "a woman in a red jumper", "What the picture shows"),
         text("negative", 3, "blurry", "Negative prompt"),
         *controlled(4, Link("positive"), Link("negative"), Link("redraw")),
@@ -162,7 +162,7 @@ TWO_SUBJECTS = Workflow(
         *picture("bruno", "ensemble_bruno.png", "Right"),
         Node("database", "EnsemblePoseDatabaseLoader", 1),
         found_pose("pose_alice", 1, "a woman waving with the right hand"),
-        found_pose("pose_bruno", 1, "a man with arms crossed"),
+        found_pose("pose_bruno", 1, "a man sitting with arms crossed"),
         Node(
             "layout",
             "EnsemblePoseLayout",
@@ -179,7 +179,12 @@ TWO_SUBJECTS = Workflow(
         *half("alice", 0),
         *half("bruno", HALF),
         *tiny_sdxl_models(3),
-        text("positive", 3, "a woman in a red jumper waving and a man in a green jumper with crossed arms", "Prompt"),
+        text(
+            "positive",
+            3,
+            "a woman in a red jumper waving and a man in a green jumper sitting with crossed arms",
+            "Prompt",
+        ),
         text("appearance", 3, "a photo of a person", "What the pictures show"),
         text("negative", 3, "blurry", "Negative prompt"),
         *controlled(4, Link("positive"), Link("negative"), Link("render")),

@@ -14,13 +14,11 @@ from comfyui_ensemble.attention_patches.anystory_routing import (
     CallRouting,
     RoutingMap,
     StepMaps,
-    keep,
     partition,
     resize_owners,
     shares,
     split_by_owner,
 )
-from comfyui_ensemble.attention_patches.recording import Run
 
 GRIDS = [(8, 8), (4, 4), (9, 12), (5, 6), (16, 10), (1, 3)]
 
@@ -107,13 +105,3 @@ def test_shares_of_a_layer_whose_grid_changed():
 def test_masks_share_the_picture_out():
     masks = partition(shares(records(), [0, 1], 0, 3), (37, 53))
     assert masks.shape == (3, 37, 53) and torch.equal(masks.sum(dim=0), torch.ones(37, 53))
-
-
-def test_a_run_forgets_its_first_steps_where_it_grows_too_large(monkeypatch):
-    monkeypatch.setattr(anystory_routing, "RUN_BYTES", 250)
-    run: Run[StepMaps] = Run()
-    for step in range(1, 6):
-        keep(run, StepMaps(step, (20, 20), (torch.zeros(1, 1, 10, 10, dtype=torch.uint8),)))
-    assert [record.step for record in run.records] == [4, 5]
-    keep(run, StepMaps(6, (20, 20), (torch.zeros(1, 1, 100, 10, dtype=torch.uint8),)))
-    assert [record.step for record in run.records] == [6]

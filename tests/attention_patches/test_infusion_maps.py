@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from comfyui_ensemble.attention_patches import infusion_maps
 from comfyui_ensemble.attention_patches.infusion_maps import (
     InfusionRecord,
-    InfusionRecording,
     heat,
     layers,
     share_infused,
@@ -64,16 +61,3 @@ def test_areas_lie_where_they_belong():
 def test_pieces_without_a_known_place_are_left_out():
     maps = heat([record(1.0, {COARSE: numbers((2, 1), rows=2, fill=1)}, (None, (0, 4, 8, 4)))], [COARSE])
     assert not maps[0, 0, :, :4].any() and maps[0, 0, :, 4:].eq(1).all()
-
-
-def test_a_run_keeps_its_last_steps_within_bounds(monkeypatch):
-    monkeypatch.setattr(infusion_maps, "RUN_BYTES", 10)
-    recording = InfusionRecording()
-    recording.keep(record(0.0, {COARSE: numbers((2, 2))}))  # no run is going on
-
-    def sampler():
-        for step in range(5):
-            recording.keep(record(step / 4, {COARSE: numbers((2, 2))}))
-        return torch.zeros(1, 4, 8, 8)
-
-    assert steps(recording.find(recording.outer_sample(sampler))) == pytest.approx([0.75, 1.0])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from comfyui_ensemble.attention_patches.recording import RUNS_KEPT, Recording
+from comfyui_ensemble.attention_patches import recording as recording_module
+from comfyui_ensemble.attention_patches.recording import RUNS_KEPT, BoundedRecording, Recording
 
 
 def run(recording: Recording, records: list, samples: torch.Tensor) -> torch.Tensor:
@@ -61,3 +64,24 @@ def test_old_runs_are_let_go():
         run(recording, [seed], latent(seed))
     assert recording.find(latent(0)) == [RUNS_KEPT + 2]
     assert recording.find(latent(3)) == [3]
+
+
+@dataclass(frozen=True)
+class Step:
+    number: int
+    size: int
+
+
+def test_a_run_forgets_its_first_records_where_it_grows_too_large(monkeypatch):
+    monkeypatch.setattr(recording_module, "RUN_BYTES", 250)
+    recording: BoundedRecording[Step] = BoundedRecording()
+    recording.keep(Step(0, 100))  # no run is going on
+
+    def sampler(*sizes: int):
+        for number, size in enumerate(sizes, start=1):
+            recording.keep(Step(number, size))
+        return latent(0)
+
+    for sizes, kept in (((100,) * 5, [4, 5]), ((100, 100, 1000), [3]), ((1000, 100), [2])):
+        recording.outer_sample(sampler, *sizes)
+        assert [step.number for step in recording.find(latent(0))] == kept
