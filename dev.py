@@ -325,9 +325,9 @@ def test(arguments: list[str], verbose: bool) -> int:
 
 
 def run_all_tests(setting: Setting) -> int:
-    """Every test, a file at a time to as many processes as there are processors; the tests' models are too small for threads."""
+    """Every test, in as many processes as there are processors; the tests' models are too small for threads."""
     processes = min(TEST_PROCESSES, os.cpu_count() or 1)
-    command = setting.python_command(["-m", "pytest", "-n", str(processes), "--dist", "loadfile"])
+    command = setting.python_command(["-m", "pytest", "-n", str(processes), "--dist", "worksteal"])
     return run(command, setting, cwd=REPOSITORY, environment={"OMP_NUM_THREADS": "1"})
 
 

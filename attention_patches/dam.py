@@ -111,7 +111,7 @@ class Tempering:
         self.handed.clear()
         return attention
 
-    def patches(self, others: Mapping[str, Sequence[Callable[..., Any]]]) -> dict[str, list[Callable[..., Any]]]:
+    def patches(self, others: Mapping[str, Sequence[Callable[..., Any]]]) -> dict[str, Sequence[Callable[..., Any]]]:
         """The patches of a call with ours before all others."""
         ours = {"attn1_patch": self.divide_queries, "attn1_output_patch": self.let_go}
         return {**others, **{name: [patch, *others.get(name, ())] for name, patch in ours.items()}}

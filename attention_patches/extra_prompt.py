@@ -9,7 +9,7 @@ does not ask for it is exactly the guider's own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import comfy.hooks
 import comfy.model_patcher
@@ -17,7 +17,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import node_helpers
 import torch
-from comfy.model_patcher import ModelPatcher
+from comfy.model_patcher import ModelPatcher, ModelPatcherDynamic
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 KEY = "ensemble_extra_prompt"
@@ -60,7 +60,7 @@ class ExtraPrompt:
     def install(self, model: ModelPatcher) -> ModelPatcher:
         """A clone of `model` whose runs carry the prompt; `predict` may then be called in its PREDICT_NOISE wrappers."""
         if model.is_dynamic() and comfy.sampler_helpers.cond_has_hooks(self.conditioning):  # as the host's guiders do
-            model = model.get_non_dynamic_delegate()
+            model = cast(ModelPatcherDynamic, model).get_non_dynamic_delegate()
         carrying = model.clone()
         carrying.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, KEY, self._register_hooks)
         carrying.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, self._prepare_sampling)
@@ -88,7 +88,8 @@ class ExtraPrompt:
                 model_options,
             )
         covered = coverage(own[: len(self.conditioning)], x, timestep)  # the rest are the host's copies for equal areas
-        return predicted, batch.difference if covered is None else batch.difference * covered
+        difference: Any = batch.difference
+        return predicted, difference if covered is None else difference * covered
 
     def _conds(self) -> Conds:
         conds = comfy.sampler_helpers.convert_cond(self.conditioning)

@@ -124,10 +124,8 @@ class ReferenceNet(UNetModel):
         self.last_output = last_layer.block[1]
         transformers = [module for module in self.modules() if isinstance(module, SpatialTransformer)]
         for transformer in transformers:
-            blocks = [
-                ReferenceBlock(block, block is last, dtype, "meta", operations)
-                for block in transformer.transformer_blocks
-            ]
+            originals: Any = transformer.transformer_blocks
+            blocks = [ReferenceBlock(block, block is last, dtype, "meta", operations) for block in originals]
             transformer.transformer_blocks = torch.nn.ModuleList(blocks)
         # Memory is asked for only now, when the cross-attention is gone.
         if torch.device(device).type != "meta":
@@ -168,6 +166,7 @@ class ReferenceNet(UNetModel):
 
     def _output_up_to_last(self) -> list[TimestepEmbedSequential]:
         """The output blocks up to the last transformer, the last of them cut off behind it."""
-        *whole, last = list(self.output_blocks)[: self.last_output + 1]
+        blocks: Any = self.output_blocks
+        *whole, last = blocks[: self.last_output + 1]
         end = max(number for number, child in enumerate(last) if isinstance(child, SpatialTransformer))
         return [*whole, last[: end + 1]]

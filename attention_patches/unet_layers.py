@@ -53,7 +53,8 @@ def attention_modules(unet: UNetModel) -> Iterator[tuple[AttentionLayer, BasicTr
             elif isinstance(child, Upsample):
                 factor //= 2
             elif isinstance(child, SpatialTransformer):
-                for index, block in enumerate(child.transformer_blocks):
+                blocks: Any = child.transformer_blocks
+                for index, block in enumerate(blocks):
                     yield _layer((part, number, index), block, factor), block
 
 

@@ -116,7 +116,9 @@ def test_the_mask_reaches_the_reference_net(tmp_path, anystory):
     trained = written(tmp_path / "a.safetensors", weights, anystory.config)
     one = encode(trained, seen(1))
     other = encode(trained, dataclasses.replace(seen(1), mask=seen(2).mask))
-    assert torch.equal(one.tokens, other.tokens) and not torch.equal(one.hidden[1], other.hidden[1])
+    assert torch.equal(one.tokens, other.tokens)
+    first, second = one.hidden[1], other.hidden[1]
+    assert first is not None and second is not None and not torch.equal(first, second)
 
 
 def test_progress_after_each_picture_and_a_stop(anystory):
@@ -133,7 +135,8 @@ def test_progress_after_each_picture_and_a_stop(anystory):
 def test_it_is_loaded_through_the_host_s_memory_manager(anystory):
     comfy.model_management.unload_all_models()
     encode(anystory, seen(0))
-    loaded = [entry.model for entry in comfy.model_management.current_loaded_models]
+    # The host may still list a model of another test that nobody holds any more.
+    loaded = [entry.model for entry in comfy.model_management.current_loaded_models if entry.model is not None]
     assert loaded == [anystory.encoding]  # the other half waits until a picture is sampled
 
 
