@@ -23,7 +23,7 @@ def open_template(page: Page, url: str, name: str) -> None:
     page.goto(f"{url}/?template={name}&source=comfyui_ensemble")
     # The page starts with a workflow of its own and then replaces it.
     opened = "window.app?.graph?.nodes?.some(node => node.type.startsWith('Ensemble'))"
-    page.wait_for_function(opened, timeout=120_000)
+    page.wait_for_function(opened, timeout=240_000)
 
 
 def run_until(page: Page, ending: str) -> None:
@@ -34,6 +34,6 @@ def run_until(page: Page, ending: str) -> None:
             app.api.addEventListener(name, event => window.ending = [name, event.detail.exception_message])"""
     )
     page.get_by_test_id("queue-button").click()
-    page.wait_for_function("window.ending", timeout=120_000)
+    page.wait_for_function("window.ending", timeout=240_000)
     reached, message = page.evaluate("window.ending")
     assert reached == ending, message

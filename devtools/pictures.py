@@ -78,8 +78,9 @@ def main() -> None:
     ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for name in arguments.names:
-            page = browser.new_context(viewport=VIEWPORT).new_page()
-            picture_workflow(page, server, name)
+            context = browser.new_context(viewport=VIEWPORT)
+            picture_workflow(context.new_page(), server, name)
+            context.close()  # an open page goes on drawing
             print(json.dumps({"workflow": name}))
         browser.close()
 

@@ -132,7 +132,7 @@ Paper: SeAl, semantic alignment for pose-invariant identity.""",
     ],
 )
 
-PAIR = (768, 512)
+PAIR = (512, 384)
 HALF = PAIR[0] // 2
 
 
