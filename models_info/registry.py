@@ -59,6 +59,17 @@ class ModelFile:
         )
 
 
+def _tiny(name: str, folder: str, purpose: str) -> ModelFile:
+    """One of the embedded default's files, which are made and not downloaded."""
+    return ModelFile(
+        name,
+        folder,
+        purpose,
+        "the command `python dev.py python -m comfyui_ensemble.training.tiny`",
+        "GPL-3.0-or-later",
+    )
+
+
 MINILM = ModelFile(
     name="all-MiniLM-L6-v2",
     folder=SENTENCE_MODELS,
@@ -82,69 +93,15 @@ OPENPOSE_BODY = ModelFile(
     source="huggingface.co/lllyasviel/ControlNet (annotator/ckpts)",
     licence="OpenPose licence, non-commercial use only",
 )
-TINY_FLUX = ModelFile(
-    name="ensemble_tiny_flux.safetensors",
-    folder="diffusion_models",
-    purpose="trying the FLUX workflows without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
-TINY_VAE = ModelFile(
-    name="ensemble_tiny_vae.safetensors",
-    folder="vae",
-    purpose="trying the FLUX workflows without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
-TINY_VISION = ModelFile(
-    name="ensemble_tiny_clip_vision.safetensors",
-    folder="clip_vision",
-    purpose="trying DSM without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
-TINY_DSM = ModelFile(
-    name="ensemble_tiny_dsm.safetensors",
-    folder=DSM_ADAPTERS,
-    purpose="trying DSM without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
-TINY_DAM = ModelFile(
-    name="ensemble_tiny_dam.safetensors",
-    folder=DAM_ADAPTERS,
-    purpose="trying DAM without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
-TINY_SDXL = ModelFile(
-    name="ensemble_tiny_sdxl.safetensors",
-    folder="diffusion_models",
-    purpose="trying the SDXL workflows without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
-TINY_SDXL_VAE = ModelFile(
-    name="ensemble_tiny_sdxl_vae.safetensors",
-    folder="vae",
-    purpose="trying the SDXL workflows without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
-TINY_CONTROLNET = ModelFile(
-    name="ensemble_tiny_controlnet.safetensors",
-    folder="controlnet",
-    purpose="trying the SDXL workflows without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
-TINY_ANYSTORY = ModelFile(
-    name="ensemble_tiny_anystory.safetensors",
-    folder=ANYSTORY_NETWORKS,
-    purpose="trying AnyStory without a GPU",
-    source="the command `python dev.py python -m comfyui_ensemble.training.tiny`",
-    licence="GPL-3.0-or-later",
-)
+TINY_FLUX = _tiny("ensemble_tiny_flux.safetensors", "diffusion_models", "trying the FLUX workflows without a GPU")
+TINY_VAE = _tiny("ensemble_tiny_vae.safetensors", "vae", "trying the FLUX workflows without a GPU")
+TINY_VISION = _tiny("ensemble_tiny_clip_vision.safetensors", "clip_vision", "trying DSM without a GPU")
+TINY_DSM = _tiny("ensemble_tiny_dsm.safetensors", DSM_ADAPTERS, "trying DSM without a GPU")
+TINY_DAM = _tiny("ensemble_tiny_dam.safetensors", DAM_ADAPTERS, "trying DAM without a GPU")
+TINY_SDXL = _tiny("ensemble_tiny_sdxl.safetensors", "diffusion_models", "trying the SDXL workflows without a GPU")
+TINY_SDXL_VAE = _tiny("ensemble_tiny_sdxl_vae.safetensors", "vae", "trying the SDXL workflows without a GPU")
+TINY_CONTROLNET = _tiny("ensemble_tiny_controlnet.safetensors", "controlnet", "trying the SDXL workflows without a GPU")
+TINY_ANYSTORY = _tiny("ensemble_tiny_anystory.safetensors", ANYSTORY_NETWORKS, "trying AnyStory without a GPU")
 SAM_VIT_B = ModelFile(
     name="sam_vit_b_01ec64.pth",
     folder=SAMS,

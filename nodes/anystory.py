@@ -17,6 +17,7 @@ from ..attention_patches.anystory_features import SubjectFeatures
 from ..attention_patches.anystory_routing import RoutingMaps, StepMaps, partition
 from ..attention_patches.anystory_segment import find_subjects
 from .errors import InputError, sentence_or_true
+from .heat_map import pictures_below
 from .routing_pictures import TOGETHER, VIEWS, RoutingView, draw_overlay
 from .types import ROUTING, SUBJECT_FEATURES
 from .unet import require_unet
@@ -186,7 +187,7 @@ class EnsembleRoutingMaps(io.ComfyNode):
         chosen_layers = _pick("layer", range(1, len(routing.layers) + 1), layer)
         chosen = [record for record in records if record.step in chosen_steps]
         view = RoutingView(routing.names, chosen, [number - 1 for number in chosen_layers])
-        pictures = _pictures(image, records[0].maps[0].shape[1])
+        pictures = pictures_below(cls.DISPLAY_NAME, image, records[0].maps[0].shape[1])
         sheets = [view.sheet(number, show, picture) for number, picture in enumerate(pictures)]
         size = (LATENT_FACTOR * records[0].canvas[0], LATENT_FACTOR * records[0].canvas[1])
         masks = [partition(view.shares(number), size)[:-1] for number in range(len(pictures))]
@@ -223,19 +224,6 @@ def _pick(name: str, found: Sequence[int], number: int) -> Sequence[int]:
             f"{name} {number} was not routed; choose one from {found[0]} to {found[-1]}, or 0 for all",
         )
     return [number] if number else found
-
-
-def _pictures(image: torch.Tensor | None, count: int) -> list[np.ndarray | None]:
-    """For every picture of the run what its maps are laid over."""
-    if image is None:
-        return [None] * count
-    if len(image) != count:
-        raise InputError(
-            EnsembleRoutingMaps.DISPLAY_NAME,
-            "image",
-            f"it holds {len(image)} pictures, the run made {count}; decode the same samples",
-        )
-    return [picture[..., :3].cpu().numpy() for picture in image]
 
 
 def _check_view(show: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import comfy.utils
@@ -16,9 +17,10 @@ from comfy_api.latest import io
 from ..attention_patches.anystory_features import Background, Seen, encode_features
 from ..attention_patches.anystory_file import AnyStory, AnyStoryError, load_anystory
 from ..attention_patches.anystory_network import AnyStoryConfig
-from ..models_info.registry import ANYSTORY_NETWORKS, find_file, list_files
+from ..models_info.registry import ANYSTORY_NETWORKS, list_files
 from .cast import Cast, Subject
 from .errors import InputError, sentence_or_true
+from .model_choice import chosen_file, file_version, load_chosen
 from .types import ANYSTORY, CAST, SUBJECT_FEATURES
 from .vision import check_clip_vision, square
 
@@ -59,28 +61,19 @@ class EnsembleAnyStoryLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, name: str) -> float:
         """A checkpoint that was rewritten under the same name is loaded again."""
-        path = find_file(ANYSTORY_NETWORKS, name)
-        return path.stat().st_mtime if path is not None else float("nan")
+        return file_version(ANYSTORY_NETWORKS, name)
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         path = _find_checkpoint(name)
-        try:
-            return io.NodeOutput(load_anystory(path))
-        except AnyStoryError as error:
-            raise InputError(cls.DISPLAY_NAME, "name", f"'{name}' will not do: {error}") from None
+        load = partial(load_anystory, path)
+        return io.NodeOutput(load_chosen(cls.DISPLAY_NAME, "name", name, load, AnyStoryError))
 
 
 def _find_checkpoint(name: str) -> Path:
-    path = find_file(ANYSTORY_NETWORKS, name)
-    if path is None:
-        raise InputError(
-            EnsembleAnyStoryLoader.DISPLAY_NAME,
-            "name",
-            f"there is no '{name}' in models/{ANYSTORY_NETWORKS};"
-            f" put the file there or choose one of: {', '.join(list_files(ANYSTORY_NETWORKS)) or 'none is there'}",
-        )
-    return path
+    return chosen_file(
+        EnsembleAnyStoryLoader.DISPLAY_NAME, "name", ANYSTORY_NETWORKS, name, "put the file there or choose"
+    )
 
 
 class EnsembleAnyStoryEncode(io.ComfyNode):

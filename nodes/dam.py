@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from comfy.model_patcher import ModelPatcher
@@ -10,9 +11,10 @@ from comfy_api.latest import io
 from ..attention_patches.dam import apply_dam
 from ..attention_patches.dam_file import DAMError, load_dam
 from ..attention_patches.dam_generator import DAMConfig
-from ..models_info.registry import DAM_ADAPTERS, find_file, list_files
+from ..models_info.registry import DAM_ADAPTERS, list_files
 from .errors import InputError, sentence_or_true
 from .flux import require_flux
+from .model_choice import chosen_file, file_version, load_chosen
 from .types import DAM
 
 MAX_STRENGTH = 2.0
@@ -54,28 +56,19 @@ class EnsembleDAMLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dam_name: str) -> float:
         """A DAM that was rewritten under the same name is loaded again."""
-        path = find_file(DAM_ADAPTERS, dam_name)
-        return path.stat().st_mtime if path is not None else float("nan")
+        return file_version(DAM_ADAPTERS, dam_name)
 
     @classmethod
     def execute(cls, dam_name: str) -> io.NodeOutput:
         path = _find_adapter(dam_name)
-        try:
-            return io.NodeOutput(load_dam(path))
-        except DAMError as error:
-            raise InputError(cls.DISPLAY_NAME, "dam_name", f"'{dam_name}' will not do: {error}") from None
+        load = partial(load_dam, path)
+        return io.NodeOutput(load_chosen(cls.DISPLAY_NAME, "dam_name", dam_name, load, DAMError))
 
 
 def _find_adapter(name: str) -> Path:
-    path = find_file(DAM_ADAPTERS, name)
-    if path is None:
-        raise InputError(
-            EnsembleDAMLoader.DISPLAY_NAME,
-            "dam_name",
-            f"there is no '{name}' in models/{DAM_ADAPTERS};"
-            f" put the DAM's file there or choose one of: {', '.join(list_files(DAM_ADAPTERS)) or 'none is there'}",
-        )
-    return path
+    return chosen_file(
+        EnsembleDAMLoader.DISPLAY_NAME, "dam_name", DAM_ADAPTERS, name, "put the DAM's file there or choose"
+    )
 
 
 class EnsembleDAM(io.ComfyNode):

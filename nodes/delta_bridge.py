@@ -127,10 +127,9 @@ class EnsembleDeltaBridgeGuider(io.ComfyNode):
         quality_positive: Any = None,
         schedule: str = COSINE,
     ) -> io.NodeOutput:
-        _check(cls.DISPLAY_NAME, strength, end_percent, blur_rounds, schedule)
-        _require_text(cls.DISPLAY_NAME, "appearance_positive", appearance_positive)
-        patched = apply_delta_bridge(model, appearance_positive, strength, end_percent, blur_rounds, schedule)
-        guider = comfy.samplers.CFGGuider(patched)
+        guider = comfy.samplers.CFGGuider(
+            _bridged(cls.DISPLAY_NAME, model, appearance_positive, strength, end_percent, blur_rounds, schedule)
+        )
         guider.set_conds(_with_quality(positive, quality_positive), negative)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)
@@ -174,11 +173,24 @@ class EnsembleDeltaBridge(io.ComfyNode):
         blur_rounds: int,
         schedule: str = COSINE,
     ) -> io.NodeOutput:
-        _check(cls.DISPLAY_NAME, strength, end_percent, blur_rounds, schedule)
-        _require_text(cls.DISPLAY_NAME, "appearance_positive", appearance_positive)
         return io.NodeOutput(
-            apply_delta_bridge(model, appearance_positive, strength, end_percent, blur_rounds, schedule)
+            _bridged(cls.DISPLAY_NAME, model, appearance_positive, strength, end_percent, blur_rounds, schedule)
         )
+
+
+def _bridged(
+    node: str,
+    model: ModelPatcher,
+    appearance: Any,
+    strength: float,
+    end_percent: float,
+    blur_rounds: int,
+    schedule: str,
+) -> ModelPatcher:
+    """The model with the correction, after a look at the inputs that both nodes have."""
+    _check(node, strength, end_percent, blur_rounds, schedule)
+    _require_text(node, "appearance_positive", appearance)
+    return apply_delta_bridge(model, appearance, strength, end_percent, blur_rounds, schedule)
 
 
 def _with_quality(positive: Any, quality: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from ..attention_patches.dsm import KEY, apply_dsm, item_mask, modulate
 from ..attention_patches.dsm_adapter import DSMConfig
 from ..attention_patches.dsm_file import DSMError, load_dsm
 from ..attention_patches.item_spans import SPANS_KEY
-from ..models_info.registry import DSM_ADAPTERS, find_file, list_files
+from ..models_info.registry import DSM_ADAPTERS, list_files
 from .cast import Cast
 from .errors import InputError, sentence_or_true
 from .flux import require_flux
+from .model_choice import chosen_file, file_version, load_chosen
 from .types import CAST, DSM
 from .vision import check_clip_vision, hidden_states
 
@@ -55,28 +57,19 @@ class EnsembleDSMLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, dsm_name: str) -> float:
         """An adapter that was rewritten under the same name is loaded again."""
-        path = find_file(DSM_ADAPTERS, dsm_name)
-        return path.stat().st_mtime if path is not None else float("nan")
+        return file_version(DSM_ADAPTERS, dsm_name)
 
     @classmethod
     def execute(cls, dsm_name: str) -> io.NodeOutput:
         path = _find_adapter(dsm_name)
-        try:
-            return io.NodeOutput(load_dsm(path))
-        except DSMError as error:
-            raise InputError(cls.DISPLAY_NAME, "dsm_name", f"'{dsm_name}' will not do: {error}") from None
+        load = partial(load_dsm, path)
+        return io.NodeOutput(load_chosen(cls.DISPLAY_NAME, "dsm_name", dsm_name, load, DSMError))
 
 
 def _find_adapter(name: str) -> Path:
-    path = find_file(DSM_ADAPTERS, name)
-    if path is None:
-        raise InputError(
-            EnsembleDSMLoader.DISPLAY_NAME,
-            "dsm_name",
-            f"there is no '{name}' in models/{DSM_ADAPTERS};"
-            f" put the adapter's file there or choose one of: {', '.join(list_files(DSM_ADAPTERS)) or 'none is there'}",
-        )
-    return path
+    return chosen_file(
+        EnsembleDSMLoader.DISPLAY_NAME, "dsm_name", DSM_ADAPTERS, name, "put the adapter's file there or choose"
+    )
 
 
 class EnsembleDSM(io.ComfyNode):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .contact_sheet import BACKGROUND, FOREGROUND, TILE
+from .errors import InputError
 
 BAR = 26  # pixels below the map for its scale
 LEAST, MOST = 26, 60  # pixels for the number at the scale's left and right end
@@ -15,6 +17,20 @@ _COLOURS = np.array(
     [(10, 8, 34), (64, 16, 104), (140, 32, 112), (212, 66, 78), (247, 138, 44), (250, 204, 88), (253, 250, 190)],
     dtype=np.float32,
 )
+
+
+def pictures_below(node: str, image: torch.Tensor | None, count: int) -> list[np.ndarray | None]:
+    """For every picture of a run what its maps are laid over: (H, W, 3), or None without an `image`.
+
+    Raises:
+        InputError: the image is not of this run.
+    """
+    if image is None:
+        return [None] * count
+    if len(image) != count:
+        problem = f"it holds {len(image)} pictures, the run made {count}; decode the same samples"
+        raise InputError(node, "image", problem)
+    return [picture[..., :3].cpu().numpy() for picture in image]
 
 
 def percent(share: float) -> str:

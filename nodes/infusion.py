@@ -21,7 +21,7 @@ from ..attention_patches.infusion_maps import InfusionRecord, InfusionRecording,
 from .cast import MAX_SUBJECTS
 from .contact_sheet import Tile, draw_contact_sheet
 from .errors import InputError, sentence_or_true
-from .heat_map import heat_map, percent
+from .heat_map import heat_map, percent, pictures_below
 from .types import APPEARANCE, INSPECTION, ROUTING
 from .unet import require_unet
 
@@ -341,16 +341,8 @@ class EnsembleInfusionMaps(io.ComfyNode):
         chosen_steps = _pick("step", steps(records), step)
         shown = [record for record in records if record.progress in chosen_steps]
         found = heat(shown, chosen_layers)  # (B, A, H, W)
-        if image is not None and len(image) != len(found):
-            raise InputError(
-                cls.DISPLAY_NAME,
-                "image",
-                f"it holds {len(image)} pictures, the run made {len(found)}; decode the same samples",
-            )
-        sheets = [
-            _draw(maps.numpy(), None if image is None else image[number, ..., :3].cpu().numpy())
-            for number, maps in enumerate(found)
-        ]
+        below = pictures_below(cls.DISPLAY_NAME, image, len(found))
+        sheets = [_draw(maps.numpy(), picture) for maps, picture in zip(found, below, strict=True)]
         return io.NodeOutput(torch.from_numpy(np.stack(sheets)), _table(records))
 
 

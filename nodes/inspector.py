@@ -17,7 +17,7 @@ from ..attention_patches.recording import Recording
 from .contact_sheet import Tile, draw_contact_sheet
 from .errors import InputError
 from .flux import require_flux
-from .heat_map import heat_map, percent
+from .heat_map import heat_map, percent, pictures_below
 from .types import INSPECTION, LAYOUT
 
 EACH, ALIKE = "each subject", "all alike"
@@ -127,17 +127,8 @@ class EnsembleAttentionMaps(io.ComfyNode):
     ) -> io.NodeOutput:
         observation = _observation(inspection, samples["samples"])
         shares = _shares(observation)
-        pictures = len(shares.shares)
-        if image is not None and len(image) != pictures:
-            raise InputError(
-                cls.DISPLAY_NAME,
-                "image",
-                f"it holds {len(image)} pictures, the run made {pictures}; decode the same samples",
-            )
-        sheets = [
-            _draw(shares, number, None if image is None else image[number, ..., :3].cpu().numpy(), scale)
-            for number in range(pictures)
-        ]
+        below = pictures_below(cls.DISPLAY_NAME, image, len(shares.shares))
+        sheets = [_draw(shares, number, picture, scale) for number, picture in enumerate(below)]
         return io.NodeOutput(torch.from_numpy(np.stack(sheets)), _table(observation, shares))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..models_info.registry import BUNDLED_POSES, POSE_DATABASES, MissingModelError, find_file, find_minilm, list_files
+from ..models_info.registry import BUNDLED_POSES, POSE_DATABASES, MissingModelError, find_minilm, list_files
 from ..pose_db.database import PoseDatabaseError, load_database
 from ..pose_db.index import IndexFileError
 from ..pose_db.keypoints import check_frames, frame_from_people
@@ -17,6 +17,7 @@ from ..pose_db.people import MIN_CONFIDENCE
 from ..pose_db.render import render_frame
 from ..pose_db.retriever import DEFAULT_THRESHOLD, Match, PoseRetriever
 from .errors import InputError, require_packages, require_text, sentence_or_true
+from .model_choice import chosen_file, file_version
 from .types import POSE, POSE_DB
 
 MAX_RANK = 1000
@@ -54,8 +55,7 @@ class EnsemblePoseDatabaseLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, database: str) -> float:
         """A database that was rewritten under the same name is loaded again."""
-        path = find_file(POSE_DATABASES, database)
-        return path.stat().st_mtime if path is not None else float("nan")
+        return file_version(POSE_DATABASES, database)
 
     @classmethod
     def execute(cls, database: str) -> io.NodeOutput:
@@ -71,15 +71,7 @@ class EnsemblePoseDatabaseLoader(io.ComfyNode):
 
 
 def _find_database(database: str) -> Path:
-    path = find_file(POSE_DATABASES, database)
-    if path is None:
-        raise InputError(
-            EnsemblePoseDatabaseLoader.DISPLAY_NAME,
-            "database",
-            f"there is no '{database}' in models/{POSE_DATABASES};"
-            f" choose one of: {', '.join(list_files(POSE_DATABASES)) or 'none is there'}",
-        )
-    return path
+    return chosen_file(EnsemblePoseDatabaseLoader.DISPLAY_NAME, "database", POSE_DATABASES, database, "choose")
 
 
 class EnsemblePoseRetriever(io.ComfyNode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ..models_info.registry import SAM_VIT_B, SAMS, find_file, list_files
 from ..models_info.sam import SAMError, load_sam
 from ..models_info.sam_masks import Seen, look_at, prompted_logits, subject_mask
 from .errors import InputError, require_packages, sentence_or_true
+from .model_choice import file_version, load_chosen
 from .types import SAM
 
 Point = tuple[float, float]
@@ -55,17 +57,14 @@ class EnsembleSAMLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, sam_name: str) -> float:
         """A file that was replaced under the same name is loaded again."""
-        path = find_file(SAMS, sam_name)
-        return path.stat().st_mtime if path is not None else float("nan")
+        return file_version(SAMS, sam_name)
 
     @classmethod
     def execute(cls, sam_name: str) -> io.NodeOutput:
         path = _find_sam(sam_name)
         _require_library(cls.DISPLAY_NAME)
-        try:
-            return io.NodeOutput(load_sam(path))
-        except SAMError as error:
-            raise InputError(cls.DISPLAY_NAME, "sam_name", f"'{sam_name}' will not do: {error}") from None
+        load = partial(load_sam, path)
+        return io.NodeOutput(load_chosen(cls.DISPLAY_NAME, "sam_name", sam_name, load, SAMError))
 
 
 def _find_sam(name: str) -> Path:

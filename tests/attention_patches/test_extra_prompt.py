@@ -77,7 +77,7 @@ def with_options(prompt, **options):
     return node_helpers.conditioning_set_values(prompt, options)
 
 
-def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(ours, expected, atol=2e-3, rtol=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_a_mask_on_any_of_the_three(sdxl, prompts, which):
         positive = [*positive, *with_options(prompts[2], mask=1 - mask)]
     difference = alone(sdxl, positive) - alone(sdxl, prompts[1])
     expected = run(sdxl, positive, negative) + STRENGTH * (difference * mask if which == 1 else difference)
-    close(run(bridged(sdxl, appearance), positive, negative), expected)
+    assert_close(run(bridged(sdxl, appearance), positive, negative), expected)
 
 
 def test_areas_of_the_positive_prompt_are_areas_of_the_appearance_prompt(sdxl, prompts):
@@ -121,7 +121,7 @@ def test_areas_of_the_positive_prompt_are_areas_of_the_appearance_prompt(sdxl, p
     positive = [*prompts[0], *with_options(prompts[0], **area)]
     ours = run(bridged(sdxl, prompts[1]), positive, prompts[2])
     difference = alone(sdxl, positive) - alone(sdxl, [*prompts[1], *with_options(prompts[1], **area)])
-    close(ours, run(sdxl, positive, prompts[2]) + STRENGTH * difference)
+    assert_close(ours, run(sdxl, positive, prompts[2]) + STRENGTH * difference)
 
 
 def test_such_an_area_does_not_lift_the_appearance_prompts_own_mask(sdxl, prompts):
@@ -130,7 +130,7 @@ def test_such_an_area_does_not_lift_the_appearance_prompts_own_mask(sdxl, prompt
     appearance = with_options(prompts[1], mask=soft_mask())
     ours = run(bridged(sdxl, appearance), positive, prompts[2])
     difference = alone(sdxl, positive) - alone(sdxl, [*appearance, *with_options(prompts[1], **area)])
-    close(ours, run(sdxl, positive, prompts[2]) + STRENGTH * difference * soft_mask())
+    assert_close(ours, run(sdxl, positive, prompts[2]) + STRENGTH * difference * soft_mask())
 
 
 def test_an_area_of_the_appearance_prompt_limits_it_and_leaves_the_others_alone(sdxl, prompts):
@@ -140,9 +140,9 @@ def test_an_area_of_the_appearance_prompt_limits_it_and_leaves_the_others_alone(
     assert sorted(calls.kinds) == [[0], [0, 1]]  # the guider's two prompts have not become more
     outside = torch.ones(SIZE, dtype=torch.bool)
     outside[4:12, 4:12] = False
-    close(ours[..., outside], plain[..., outside])
+    assert_close(ours[..., outside], plain[..., outside])
     core = (..., slice(6, 10), slice(6, 10))
-    close(ours[core], (plain + STRENGTH * (alone(sdxl, prompts[0]) - alone(sdxl, appearance)))[core])
+    assert_close(ours[core], (plain + STRENGTH * (alone(sdxl, prompts[0]) - alone(sdxl, appearance)))[core])
 
 
 def test_a_time_range_on_the_appearance_prompt(sdxl, prompts):
@@ -151,7 +151,7 @@ def test_a_time_range_on_the_appearance_prompt(sdxl, prompts):
     run(calls.model, prompts[0], prompts[2], sigmas=sigmas)
     assert calls.kinds == [[0, 0, 1]] * 2 + [[0, 1]] * 2
     late = sigmas[2:]
-    close(run(calls.model, prompts[0], prompts[2], sigmas=late), run(sdxl, prompts[0], prompts[2], sigmas=late))
+    assert_close(run(calls.model, prompts[0], prompts[2], sigmas=late), run(sdxl, prompts[0], prompts[2], sigmas=late))
 
 
 def test_coverage_of_a_video():
@@ -178,7 +178,7 @@ def test_prompts_of_unequal_length(sdxl, clip, prompts, words, calls):
     longer = cond(clip, "fox " * words)
     seen = Calls(bridged(sdxl, longer))
     difference = alone(sdxl, prompts[0]) - alone(sdxl, longer)
-    close(run(seen.model, prompts[0], prompts[2]), run(sdxl, prompts[0], prompts[2]) + STRENGTH * difference)
+    assert_close(run(seen.model, prompts[0], prompts[2]), run(sdxl, prompts[0], prompts[2]) + STRENGTH * difference)
     assert len(seen.kinds) == calls
 
 
@@ -195,7 +195,7 @@ def test_the_positive_prompts_controlnet_holds_for_the_appearance_too(sdxl, prom
     ours = run(calls.model, positive, negative)
     assert calls.kinds == [[0, 0, 1]]
     other = alone(sdxl, with_options(prompts[1], control=positive[0][1]["control"], control_apply_to_uncond=False))
-    close(ours, run(sdxl, positive, negative) + STRENGTH * (alone(sdxl, positive) - other))
+    assert_close(ours, run(sdxl, positive, negative) + STRENGTH * (alone(sdxl, positive) - other))
 
 
 @pytest.mark.parametrize("on_positive", [False, True])
@@ -205,7 +205,7 @@ def test_a_controlnet_of_the_appearance_prompts_own(sdxl, prompts, control_net, 
     ours = run(bridged(sdxl, appearance), positive, prompts[2])
     assert appearance[0][1]["control"].cond_hint is None  # freed
     difference = alone(sdxl, positive) - alone(sdxl, appearance)
-    close(ours, run(sdxl, positive, prompts[2]) + STRENGTH * difference)
+    assert_close(ours, run(sdxl, positive, prompts[2]) + STRENGTH * difference)
 
 
 def test_its_controlnet_is_loaded_with_the_model(sdxl, prompts, control_net):
@@ -243,7 +243,7 @@ def test_hooks(sdxl, prompts, on_positive, on_appearance):
     plain = run(sdxl, positive, prompts[2])
     model = bridged(sdxl, appearance)
     for _ in range(2):  # the second run finds the weights as the first did
-        close(run(model, positive, prompts[2]), plain + STRENGTH * (one - other))
+        assert_close(run(model, positive, prompts[2]), plain + STRENGTH * (one - other))
         assert not model.hook_patches and model.hook_patches_backup is None
     assert torch.equal(run(sdxl, positive, prompts[2]), plain)
 
@@ -310,7 +310,7 @@ def test_guidance_by_others_in_either_order(sdxl, prompts, patch):
     positive, appearance, negative = prompts
     expected = run(patch(sdxl), positive, negative) + STRENGTH * (alone(sdxl, positive) - alone(sdxl, appearance))
     for model in (patch(bridged(sdxl, appearance)), bridged(patch(sdxl), appearance)):
-        close(run(model, positive, negative), expected)
+        assert_close(run(model, positive, negative), expected)
 
 
 def test_attention_by_others_that_knows_two_kinds_of_prompts(sdxl, prompts):
@@ -326,7 +326,7 @@ def test_attention_by_others_that_knows_two_kinds_of_prompts(sdxl, prompts):
     model.set_model_attn2_replace(attention, "middle", 0)
     positive, appearance, negative = prompts
     expected = run(model, positive, negative) + STRENGTH * (alone(model, positive) - alone(model, appearance))
-    close(run(bridged(model, appearance), positive, negative), expected)
+    assert_close(run(bridged(model, appearance), positive, negative), expected)
     assert not torch.allclose(run(bridged(sdxl, appearance), positive, negative), expected, atol=0.05)
 
 
@@ -343,7 +343,7 @@ def test_windows_over_a_batch(sdxl, prompts):
     model = in_windows(sdxl)
     difference = alone(model, positive, batch=4) - alone(model, appearance, batch=4)
     expected = run(model, positive, negative, batch=4) + STRENGTH * difference
-    close(run(bridged(model, appearance), positive, negative, batch=4), expected)
+    assert_close(run(bridged(model, appearance), positive, negative, batch=4), expected)
 
 
 @pytest.mark.parametrize("node", [easycache.EasyCacheNode, easycache.LazyCacheNode])
@@ -375,7 +375,7 @@ def test_guiders_of_the_host(sdxl, prompts):
 
     difference = alone(sdxl, positive) - alone(sdxl, appearance)
     for guider in (basic, dual, perpendicular):
-        close(sample(guider(bridged(sdxl, appearance))), sample(guider(sdxl)) + STRENGTH * difference)
+        assert_close(sample(guider(bridged(sdxl, appearance))), sample(guider(sdxl)) + STRENGTH * difference)
 
 
 def test_low_memory_loading(sdxl, prompts):
