@@ -1,4 +1,4 @@
-"""The embedded default's SDXL: the host's own U-Net and model classes, a three-hundredth of the published size.
+"""The embedded default's SDXL: the host's own U-Net and model classes, a six-hundredth of the published size.
 
 The host recognises SDXL by its exact shape, so its stock loaders refuse a smaller one; this builds it from the configuration
 below. Text comes from all-MiniLM-L6-v2, whose embeddings are 384 wide; the pooled one is what SDXL calls its vector.
@@ -22,7 +22,7 @@ UNET_CONFIG = {
     "in_channels": 4,
     "out_channels": 4,
     "model_channels": 32,
-    "channel_mult": [1, 2, 4],
+    "channel_mult": [1, 2, 2],
     "num_res_blocks": [2, 2, 2],
     "transformer_depth": [0, 0, 1, 1, 2, 2],
     "transformer_depth_middle": 2,

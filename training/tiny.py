@@ -59,7 +59,7 @@ FLUX_CONFIG = {
     "hidden_size": HIDDEN,
     "mlp_ratio": 4.0,
     "num_heads": HIDDEN // 128,
-    "depth": 3,
+    "depth": 2,
     "depth_single_blocks": 6,
     "axes_dim": [16, 56, 56],
     "theta": 10_000,
@@ -102,7 +102,7 @@ ANYSTORY_CONFIG = AnyStoryConfig(
 
 
 def tiny_flux(seed: int) -> dict[str, torch.Tensor]:
-    """Random weights of a 3 + 6 block FLUX of width 256, in the published file's key names."""
+    """Random weights of a 2 + 6 block FLUX of width 256, in the published file's key names."""
     model = comfy.ldm.flux.model.Flux(
         dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init, **FLUX_CONFIG
     )

@@ -645,7 +645,7 @@ def test_controlnet_and_lora(sdxl, layers, make_subjects, tiny_models):
     pictures = []
     for lora_first in (True, False):
         model = sdxl.clone() if lora_first else story(sdxl, subjects)
-        model.add_patches({key: ("diff", (0.1 * torch.ones(128, 128),))}, 1.0)
+        model.add_patches({key: ("diff", (0.1 * torch.ones(64, 64),))}, 1.0)
         model = story(model, subjects) if lora_first else model
         watcher = Watcher(model, layers)
         pictures.append(run(model, prompt(1, **controlled)))

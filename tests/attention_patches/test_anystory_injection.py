@@ -187,7 +187,7 @@ def test_training_starts_from_the_base_models_matrices(sdxl):
     injection.load_state_dict(weights)
     assert weights.keys() == fresh_injection(layers, 384, 0).keys()
     block = unet.output_blocks[1][1].transformer_blocks[1]
-    tokens, hidden = torch.randn(3, 384), torch.randn(3, 128)
+    tokens, hidden = torch.randn(3, 384), torch.randn(3, 64)
     key, value = injection.subject["output_1_1"](tokens)
     torch.testing.assert_close(key, block.attn2.to_k(tokens))
     torch.testing.assert_close(value, block.attn2.to_v(tokens))

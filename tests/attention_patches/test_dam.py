@@ -33,8 +33,8 @@ from devtools import bench_dam
 
 STEPS = 2
 HEADS, HEAD_SIZE = 2, 128
-CONFIG = DAMConfig(model_width=256, width=32, double_blocks=3, single_blocks=6)
-BLOCKS = [("double", index) for index in range(3)] + [("single", index) for index in range(6)]
+CONFIG = DAMConfig(model_width=256, width=32, double_blocks=2, single_blocks=6)
+BLOCKS = [("double", index) for index in range(2)] + [("single", index) for index in range(6)]
 LAYOUT = Layout((Reference("subject", (6, 6), "a"), Reference("subject", (3, 5), "b"), Reference("pose", (8, 8))))
 SMALL = Layout((Reference("subject", (2, 3), "a"), Reference("pose", (3, 3))))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

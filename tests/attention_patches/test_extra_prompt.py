@@ -224,7 +224,7 @@ def test_its_controlnet_is_loaded_with_the_model(sdxl, prompts, control_net):
 def hook_lora(seed: int) -> comfy.hooks.HookGroup:
     generator = torch.Generator().manual_seed(seed)
     name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k"
-    down, up = torch.randn(4, 384, generator=generator), torch.randn(128, 4, generator=generator)
+    down, up = torch.randn(4, 384, generator=generator), torch.randn(64, 4, generator=generator)
     return comfy.hooks.create_hook_lora({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}, 1.0, 0.0)
 
 
@@ -315,7 +315,7 @@ def test_guidance_by_others_in_either_order(sdxl, prompts, patch):
 
 def test_attention_by_others_that_knows_two_kinds_of_prompts(sdxl, prompts):
     """As IP-Adapter packs pick their features; the appearance prompt gets those of a positive one."""
-    features = torch.randn(2, 1, 4, 128, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(2, 1, 4, 64, generator=torch.Generator().manual_seed(0))
 
     def attention(q, k, v, extra):
         extra_tokens = torch.cat([(features[0], features[1])[kind] for kind in extra["cond_or_uncond"]])

@@ -19,6 +19,7 @@ from comfyui_ensemble.attention_patches.anystory_features import SubjectFeatures
 from comfyui_ensemble.attention_patches.anystory_file import AnyStory
 from comfyui_ensemble.models_info.registry import ANYSTORY_NETWORKS, TINY_ANYSTORY
 from comfyui_ensemble.models_info.tiny_vision import CONFIG as VISION
+from comfyui_ensemble.models_info.vision_input import square
 from comfyui_ensemble.nodes import anystory_encode
 from comfyui_ensemble.nodes.anystory_encode import (
     BACKGROUND_AREAS,
@@ -29,7 +30,6 @@ from comfyui_ensemble.nodes.anystory_encode import (
 )
 from comfyui_ensemble.nodes.cast import Cast, EnsembleSubject, Subject
 from comfyui_ensemble.nodes.errors import InputError
-from comfyui_ensemble.nodes.vision import square
 
 
 def person(name: str, height: int = 40, width: int = 40, seed: int = 0) -> Subject:

@@ -20,7 +20,7 @@ from comfyui_ensemble.models_info.registry import DAM_ADAPTERS, TINY_DAM
 from comfyui_ensemble.nodes.dam import EnsembleDAM, EnsembleDAMLoader
 from comfyui_ensemble.nodes.errors import InputError
 
-CONFIG = DAMConfig(model_width=256, width=32, double_blocks=3, single_blocks=6)
+CONFIG = DAMConfig(model_width=256, width=32, double_blocks=2, single_blocks=6)
 
 
 def trained(config: DAMConfig) -> dict[str, torch.Tensor]:
@@ -87,9 +87,9 @@ def test_chained_the_last_strength_holds(flux, clip, dam):
 @pytest.mark.parametrize(
     "change, sizes",
     [
-        ({"model_width": 3072}, "width 3072 and 3 + 6 blocks"),
+        ({"model_width": 3072}, "width 3072 and 2 + 6 blocks"),
         ({"double_blocks": 19, "single_blocks": 38}, "width 256 and 19 + 38 blocks"),
-        ({"single_blocks": 5}, "width 256 and 3 + 5 blocks"),
+        ({"single_blocks": 5}, "width 256 and 2 + 5 blocks"),
     ],
 )
 def test_a_dam_for_another_model(flux, tmp_path, change, sizes):
@@ -99,7 +99,7 @@ def test_a_dam_for_another_model(flux, tmp_path, change, sizes):
         with pytest.raises(InputError) as error:
             apply(flux, load_dam(tmp_path / "a.safetensors"), strength)
         assert str(error.value) == (
-            f"DAM, dam: it was made for a model of {sizes}, this one has width 256 and 3 + 6 blocks; connect the DAM of"
+            f"DAM, dam: it was made for a model of {sizes}, this one has width 256 and 2 + 6 blocks; connect the DAM of"
             " this model."
         )
 

@@ -22,10 +22,11 @@ from comfyui_ensemble.attention_patches.dsm_adapter import DSMConfig, fresh_dsm
 from comfyui_ensemble.attention_patches.dsm_file import load_dsm, write_dsm
 from comfyui_ensemble.attention_patches.item_spans import SPANS_KEY
 from comfyui_ensemble.models_info.registry import DSM_ADAPTERS
+from comfyui_ensemble.models_info.vision_input import square
 from comfyui_ensemble.nodes.cast import Cast, Subject
 from comfyui_ensemble.nodes.dsm import EnsembleDSM, EnsembleDSMLoader
 from comfyui_ensemble.nodes.errors import InputError
-from comfyui_ensemble.nodes.vision import hidden_states, square
+from comfyui_ensemble.nodes.vision import hidden_states
 
 CLIP_VISION = {
     "model_type": "clip_vision_model",
@@ -48,7 +49,7 @@ CONFIG = DSMConfig(
     clip_layers=(0, 4, 5),
     subjects=3,
     model_width=256,
-    double_blocks=3,
+    double_blocks=2,
     single_blocks=6,
 )
 
@@ -224,9 +225,9 @@ def test_a_model_that_is_not_flux(clip, dsm, clip_vision):
 @pytest.mark.parametrize(
     "change, sentence",
     [
-        ({"model_width": 128}, "width 128, 3 + 6 blocks and text width 384, this one has width 256, 3 + 6 blocks"),
-        ({"double_blocks": 2}, "width 256, 2 + 6 blocks"),
-        ({"single_blocks": 7}, "width 256, 3 + 7 blocks"),
+        ({"model_width": 128}, "width 128, 2 + 6 blocks and text width 384, this one has width 256, 2 + 6 blocks"),
+        ({"double_blocks": 3}, "width 256, 3 + 6 blocks"),
+        ({"single_blocks": 7}, "width 256, 2 + 7 blocks"),
         ({"text_width": 4096}, "text width 4096"),
         ({"clip_width": 64}, "clip_vision: it has 6 layers of width 32, the adapter was trained with 6 of 64"),
         ({"clip_depth": 24}, "clip_vision: it has 6 layers of width 32, the adapter was trained with 24 of 32"),

@@ -29,7 +29,7 @@ LAYOUT = Layout(
 
 @pytest.fixture(scope="module")
 def dam(tmp_path_factory: pytest.TempPathFactory):
-    config, generator = DAMConfig(256, 16, 3, 6), torch.Generator().manual_seed(1)
+    config, generator = DAMConfig(256, 16, 2, 6), torch.Generator().manual_seed(1)
     path = tmp_path_factory.mktemp("dam") / "a.safetensors"
     weights = {n: v + 0.1 * torch.randn(v.shape, generator=generator) for n, v in fresh_dam(config, 0).items()}
     write_dam(path, weights, config)
@@ -76,7 +76,7 @@ def test_a_table_and_a_map_for_every_reference(flux, clip, dam):
     image, table = show(inspection, run(model, positive, cond(clip, "")), torch.rand(1, 64, 96, 3))
     assert image.shape == (1, *sheet_size(4, 2), 3) and image.dtype == torch.float32  # three pairs
     assert image.min() >= 0 and image.max() <= 1
-    assert table.startswith("Attention of single block 1 in step 1 of 3\n")
+    assert table.startswith("Attention of single block 2 in step 1 of 3\n")
     head, *rows = cells(table)
     assert head == ["The picture looks at", "mean without DAM", "mean with DAM", "peak without DAM", "peak with DAM"]
     assert [row[0] for row in rows] == [
@@ -169,21 +169,21 @@ def test_what_cannot_be_inspected(flux, sdxl):
         InputError, match=r"Attention Inspector, layout: it has no references; put someone into the cast"
     ):
         inspect(flux, Layout(()))
-    for block in (9, -1):
+    for block in (8, -1):
         with pytest.raises(InputError) as error:
             inspect(flux, block=block)
         assert str(error.value) == (
-            f"Attention Inspector, block: there is no block {block}; this model has 3 double and 6 single blocks, choose"
-            " one of 0 to 8."
+            f"Attention Inspector, block: there is no block {block}; this model has 2 double and 6 single blocks, choose"
+            " one of 0 to 7."
         )
 
 
 def test_blocks_are_counted_through(flux):
     spots = [
-        inspect(flux, block=block)[0].get_wrappers("outer_sample", "ensemble_attention_inspector") for block in (2, 3)
+        inspect(flux, block=block)[0].get_wrappers("outer_sample", "ensemble_attention_inspector") for block in (1, 2)
     ]
     named = [(wrapper.__self__.spot.block_type, wrapper.__self__.spot.block_index) for (wrapper,) in spots]
-    assert named == [("double", 2), ("single", 0)]
+    assert named == [("double", 1), ("single", 0)]
 
 
 def test_colours_grow_lighter():
