@@ -163,21 +163,24 @@ def remembered_accelerator(python: Path, memory: Path) -> bool:
 
 
 def ensure_weights(setting: Setting) -> None:
-    """Write the embedded weights into the workspace when they are missing or their maker has changed."""
+    """Write random weights for the tiny models that do not come trained, when they are missing or their maker has changed."""
     stamp = setting.workspace.root / "weights.json"
     record = read_json(stamp)
     version = weights_version()
     models = setting.workspace.models
     if record.get("version") == version and all((models / name).is_file() for name in record["files"]):
         return
-    say("Writing the embedded default weights.")
+    say("Writing the weights of the tiny models that are not trained.")
     module = ["-m", f"{PACKAGE}.training.tiny", "--models-dir", str(models)]
     done = subprocess.run(
         setting.python_command(module), env=setting.environ(), capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     if done.returncode:
         raise Problem(f"The embedded weights could not be written:\n{done.stderr.strip()}")
-    files = [path.relative_to(models).as_posix() for path in models.rglob("*.safetensors")]
+    files = [Path(line).relative_to(models).as_posix() for line in done.stdout.splitlines()]
+    for path in models.rglob("ensemble_tiny_*.safetensors"):
+        if path.relative_to(models).as_posix() not in files:
+            path.unlink()  # it would hide the trained one that comes with the pack
     write_json(stamp, {"version": version, "files": files})
 
 
@@ -187,6 +190,8 @@ def weights_version() -> str:
     for folder in ("training", "models_info", "attention_patches"):
         for source in sorted((REPOSITORY / folder).glob("*.py")):
             digest.update(source.name.encode() + source.read_bytes())
+    for trained in sorted((REPOSITORY / "models_info" / "weights").rglob("*.safetensors")):
+        digest.update(trained.name.encode())
     return digest.hexdigest()
 
 

@@ -10,10 +10,12 @@ import folder_paths
 from ..pose_db.encoder import bundled_minilm_folder
 
 PACK_FOLDER = Path(__file__).resolve().parent.parent
+TRAINED = PACK_FOLDER / "models_info" / "weights"  # the trained tiny models, in folders named as ComfyUI's
 
 POSE_DATABASES = "pose_databases"
 SENTENCE_MODELS = "sentence_transformers"
 ANYSTORY_NETWORKS = "ensemble_anystory"
+CAPTIONERS = "ensemble_captioner"
 DAM_ADAPTERS = "ensemble_dam"
 DSM_ADAPTERS = "ensemble_dsm"
 OPENPOSE = "openpose"
@@ -24,6 +26,7 @@ _FOLDERS: dict[str, set[str]] = {
     POSE_DATABASES: {".safetensors"},
     SENTENCE_MODELS: {".safetensors"},
     ANYSTORY_NETWORKS: {".safetensors"},
+    CAPTIONERS: {".safetensors"},
     DAM_ADAPTERS: {".safetensors"},
     DSM_ADAPTERS: {".safetensors"},
     OPENPOSE: {".safetensors", ".pth"},
@@ -126,6 +129,13 @@ SAM_VIT_H = ModelFile(
     licence="Apache-2.0",
     sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 )
+FLORENCE = ModelFile(
+    name="Florence-2-large",
+    folder=CAPTIONERS,
+    purpose="captions and boxes of pictures",
+    source="huggingface.co/florence-community/Florence-2-large (the folder with all its files)",
+    licence="MIT",
+)
 FLUX_DEV = ModelFile(
     name="flux1-dev.safetensors",
     folder="diffusion_models",
@@ -192,6 +202,7 @@ MODEL_FILES = (
     SAM_VIT_B,
     SAM_VIT_L,
     SAM_VIT_H,
+    FLORENCE,
     FLUX_DEV,
     FLUX_VAE,
     FLUX_CLIP,
@@ -210,11 +221,19 @@ class MissingModelError(FileNotFoundError):
 
 
 def register_folders() -> None:
-    """Make the pack's model folders known to ComfyUI, the bundled pose database among them."""
+    """Make the pack's model folders known to ComfyUI, those of the bundled pose database and trained tiny models among them."""
     for name, endings in _FOLDERS.items():
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name), is_default=True)
         folder_paths.folder_names_and_paths[name][1].update(endings)
     folder_paths.add_model_folder_path(POSE_DATABASES, str(PACK_FOLDER / "pose_db" / "data"))
+    for folder in sorted(TRAINED.iterdir()):
+        if folder.is_dir():
+            folder_paths.add_model_folder_path(folder.name, str(folder))
+
+
+def comes_trained(entry: ModelFile) -> bool:
+    """Whether the pack has trained weights for it; otherwise random ones are made on the spot."""
+    return (TRAINED / entry.folder / entry.name).is_file()
 
 
 def list_files(folder: str) -> list[str]:
@@ -227,6 +246,20 @@ def find_file(folder: str, name: str) -> Path | None:
     if name not in list_files(folder):
         return None
     return Path(folder_paths.get_full_path_or_raise(folder, name))
+
+
+def list_folders(folder: str) -> list[str]:
+    """Names of the folders with weights in a models folder: models that are a folder of files, as a node's list of choices."""
+    found = {Path(name).parent.as_posix() for name in list_files(folder)}
+    return sorted(found - {"."})
+
+
+def find_folder(folder: str, name: str) -> Path | None:
+    """The folder `name` of a models folder, or None; a name that leads out of the folder is never found."""
+    if name not in list_folders(folder):
+        return None
+    paths = (Path(root) / name for root in folder_paths.get_folder_paths(folder))
+    return next((path for path in paths if path.is_dir()), None)
 
 
 def find_minilm() -> Path:

@@ -7,24 +7,13 @@ from dataclasses import dataclass
 import torch
 from comfy_api.latest import io
 
+from ..models_info.vision_input import cut_out
+from ..training.categories import CATEGORIES
 from .contact_sheet import Tile, draw_contact_sheet
 from .errors import InputError, require_text, sentence_or_true
 from .types import CAST
 
-CATEGORIES = (
-    "person",
-    "face",
-    "upper garment",
-    "lower garment",
-    "dress",
-    "bag",
-    "hat",
-    "shoes",
-    "animal",
-    "other",
-)
 MAX_SUBJECTS = 32  # every reference is attended to by every token, so a longer cast is a mistake rather than a wish
-WHITE = 1.0  # what fills a cut-out subject's background: UNO-style training references have plain light backgrounds
 
 
 @dataclass(frozen=True)
@@ -47,10 +36,7 @@ class Subject:
 
     def cut_out(self) -> torch.Tensor:
         """The subject on white, (1, H, W, 3); the whole picture where it has no mask."""
-        if self.mask is None:
-            return self.image
-        mask = self.mask[..., None].to(self.image)
-        return self.image * mask + WHITE * (1 - mask)
+        return cut_out(self.image, self.mask)
 
 
 @dataclass(frozen=True)

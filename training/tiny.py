@@ -1,16 +1,18 @@
-"""Writes the embedded default weights: a tiny FLUX, SDXL, ControlNet, VAEs and CLIP vision, each of the host's own classes,
+"""Random weights for the tiny models: a FLUX, SDXL, ControlNet, VAEs and CLIP vision, each of the host's own classes,
 and this pack's adapters for them.
 
-They let every workflow run on a CPU in seconds. Fresh weights are random, so their pictures are noise, and a fresh adapter
-changes nothing; the same seed always gives the same files. The stock loaders read FLUX, the VAEs and the ControlNet.
+They let every workflow run on a CPU in seconds. Pictures of random weights are noise, and a fresh adapter changes nothing;
+the same seed always gives the same files. The stock loaders read FLUX, the VAEs and the ControlNet. Trainings begin with
+them; those that are trained come with the pack (models_info/weights).
 
-    python dev.py python -m comfyui_ensemble.training.tiny --models-dir FOLDER [--seed N]
+    python dev.py python -m comfyui_ensemble.training.tiny --models-dir FOLDER [--seed N] [--all]
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ from ..models_info.registry import (
     TINY_SDXL_VAE,
     TINY_VAE,
     TINY_VISION,
+    ModelFile,
+    comes_trained,
 )
 from ..models_info.tiny_sdxl import UNET_CONFIG as SDXL_CONFIG
 from ..models_info.tiny_sdxl import TinySDXL
@@ -160,41 +164,56 @@ def _random_weights(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor
     return weights
 
 
-_MAKERS = (
-    (TINY_FLUX, tiny_flux),
-    (TINY_VAE, tiny_vae),
-    (TINY_VISION, tiny_vision),
-    (TINY_SDXL, tiny_sdxl),
-    (TINY_SDXL_VAE, tiny_sdxl_vae),
-    (TINY_CONTROLNET, tiny_controlnet),
-)
+def write_tiny_models(models_dir: Path, seed: int = 0, only_untrained: bool = False) -> list[Path]:
+    """Write the files below `models_dir`, as ComfyUI lays its models folder out; returns their paths.
 
-
-def write_tiny_models(models_dir: Path, seed: int = 0) -> list[Path]:
-    """Write the files below `models_dir`, as ComfyUI lays its models folder out; returns their paths, FLUX first."""
+    Args:
+        only_untrained: leave out the models that come with the pack, trained.
+    """
     written = []
-    for entry, make in _MAKERS:
+    for entry, write in _WRITERS.items():
+        if only_untrained and comes_trained(entry):
+            continue
         path = models_dir / entry.folder / entry.name
-        weights = {name: value.to(torch.bfloat16) for name, value in make(seed).items()}
-        with whole_file(path) as temporary:
-            save_file(weights, temporary, metadata={"ensemble_seed": str(seed)})
+        write(path, seed)
         written.append(path)
-    adapter = models_dir / TINY_DSM.folder / TINY_DSM.name
-    write_dsm(adapter, fresh_dsm(DSM_CONFIG, seed), DSM_CONFIG)
-    dam = models_dir / TINY_DAM.folder / TINY_DAM.name
-    write_dam(dam, fresh_dam(DAM_CONFIG, seed), DAM_CONFIG)
-    anystory = models_dir / TINY_ANYSTORY.folder / TINY_ANYSTORY.name
-    halves = {name: value.to(torch.bfloat16) for name, value in tiny_anystory(seed).items()}
-    write_anystory(anystory, halves, ANYSTORY_CONFIG)
-    return [*written, adapter, dam, anystory]
+    return written
+
+
+def _write_model(make: Callable[[int], dict[str, torch.Tensor]]) -> Callable[[Path, int], None]:
+    def write(path: Path, seed: int) -> None:
+        with whole_file(path) as temporary:
+            save_file(_halves(make(seed)), temporary, metadata={"ensemble_seed": str(seed)})
+
+    return write
+
+
+def _halves(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(torch.bfloat16) for name, value in weights.items()}
+
+
+_WRITERS: dict[ModelFile, Callable[[Path, int], None]] = {
+    TINY_FLUX: _write_model(tiny_flux),
+    TINY_VAE: _write_model(tiny_vae),
+    TINY_VISION: _write_model(tiny_vision),
+    TINY_SDXL: _write_model(tiny_sdxl),
+    TINY_SDXL_VAE: _write_model(tiny_sdxl_vae),
+    TINY_CONTROLNET: _write_model(tiny_controlnet),
+    TINY_DSM: lambda path, seed: write_dsm(path, fresh_dsm(DSM_CONFIG, seed), DSM_CONFIG),
+    TINY_DAM: lambda path, seed: write_dam(path, fresh_dam(DAM_CONFIG, seed), DAM_CONFIG),
+    TINY_ANYSTORY: lambda path, seed: write_anystory(path, _halves(tiny_anystory(seed)), ANYSTORY_CONFIG),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the embedded default weights (random) into a models folder.")
+    parser = argparse.ArgumentParser(
+        description="Write random weights into a models folder for those tiny models that do not come trained with the pack."
+    )
     parser.add_argument("--models-dir", type=Path, required=True, help="ComfyUI's models folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--all", action="store_true", help="random weights for all of them")
     arguments = parser.parse_args()
-    for path in write_tiny_models(arguments.models_dir, arguments.seed):
+    for path in write_tiny_models(arguments.models_dir, arguments.seed, only_untrained=not arguments.all):
         print(path)
 
 

@@ -1,0 +1,151 @@
+"""The training of an autoencoder."""
+
+from __future__ import annotations
+
+import comfy.sd
+import numpy as np
+import pytest
+import torch
+
+from comfyui_ensemble.training.config import read_config
+from comfyui_ensemble.training.data import TrainingData
+from comfyui_ensemble.training.errors import TrainingError
+from comfyui_ensemble.training.loop import train
+from comfyui_ensemble.training.puppets import PuppetSource
+from comfyui_ensemble.training.sample import TrainingSample
+from comfyui_ensemble.training.vae import LATENT_FORMATS, VAEConfig, VAETask, latent_loss, reconstruction_loss
+
+CPU = torch.device("cpu")
+SMALL = {"crop": 16, "latent_noise": 0.0}
+
+
+@pytest.fixture
+def gradients():
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def sample(number: int, size: int = 16) -> TrainingSample:
+    """Two coloured halves."""
+    rng = torch.Generator().manual_seed(number)
+    target = torch.rand(1, 2, 3, generator=rng).repeat_interleave(size // 2, dim=1).expand(size, size, 3)
+    return TrainingSample(f"sample {number}", target.contiguous(), "", ())
+
+
+def naive_loss(pixels: np.ndarray, rebuilt: np.ndarray) -> float:
+    colours = right = below = 0.0
+    channels, height, width = pixels.shape
+    error = rebuilt.astype(np.float64) - pixels.astype(np.float64)
+    for channel in range(channels):
+        for y in range(height):
+            for x in range(width):
+                here = error[channel, y, x]
+                colours += abs(here) / (channels * height * width)
+                if x + 1 < width:
+                    right += abs(error[channel, y, x + 1] - here) / (channels * height * (width - 1))
+                if y + 1 < height:
+                    below += abs(error[channel, y + 1, x] - here) / (channels * (height - 1) * width)
+    return colours + 0.25 * (right + below)
+
+
+def test_the_loss_is_the_formula():
+    pixels, rebuilt = torch.rand(2, 2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = [naive_loss(a.numpy(), b.numpy()) for a, b in zip(pixels, rebuilt, strict=True)]
+    assert reconstruction_loss(pixels, rebuilt).tolist() == pytest.approx(expected, rel=1e-5)
+    latents = torch.randn(2, 4, 3, 3)
+    squares = [(np.mean(each.double().numpy() ** 2) - 1) ** 2 for each in latents]
+    assert latent_loss(latents).tolist() == pytest.approx(squares, rel=1e-5)
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_it_learns_four_pictures_and_the_stock_loader_reads_it(gradients, channels):
+    task = VAETask(read_config(VAEConfig, {**SMALL, "latent_channels": channels}), CPU)
+    batch = [task.prepare(sample(number), number) for number in range(4)]
+    optimizer = torch.optim.AdamW([p for m in task.modules().values() for p in m.parameters()], lr=1e-3)
+    course = []
+    for _ in range(120):
+        losses = task.losses(batch, range(4))
+        losses["loss"].mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        course.append(losses["reconstruction"].mean().item())
+    assert course[-1] < 0.3 * course[0]
+
+    (file,) = task.weights().files
+    vae = comfy.sd.VAE(sd=file.tensors)
+    pixels = torch.stack([each["pixels"] for each in batch])
+    latents = vae.encode(pixels.permute(0, 2, 3, 1))
+    # What the diffusion model sees is the encoder's own output.
+    seen = LATENT_FORMATS[channels]().process_in(latents)
+    with torch.no_grad():
+        assert torch.allclose(seen, task.network.taesd_encoder(pixels), atol=1e-4)
+        rebuilt = task.network.taesd_decoder(task.network.taesd_encoder(pixels)).clamp(0, 1)
+    assert torch.allclose(vae.decode(latents).permute(0, 3, 1, 2), rebuilt, atol=1e-4)
+
+
+def test_gradients_are_finite_differences(gradients):
+    task = VAETask(read_config(VAEConfig, {**SMALL, "latent_noise": 0.1}), CPU)
+    task.network.double()
+    batch = [{"pixels": task.prepare(sample(0), 0)["pixels"].double()}]
+    names = ("taesd_encoder.0.weight", "taesd_decoder.1.bias", "taesd_decoder.3.conv.0.weight")
+    weights = [task.network.get_parameter(name) for name in names]
+
+    def loss() -> torch.Tensor:
+        return task.losses(batch, [7])["loss"].sum()
+
+    found = torch.autograd.grad(loss(), weights)
+    rng = torch.Generator().manual_seed(3)
+    for weight, gradient in zip(weights, found, strict=True):
+        direction = torch.randn(weight.shape, generator=rng, dtype=torch.float64)
+        sides = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                weight += step * direction
+                sides.append(loss().item())
+                weight -= step * direction
+        # The picture's half of the loss is float32, as under autocast.
+        assert (sides[0] - sides[1]) / 2e-5 == pytest.approx((gradient * direction).sum().item(), rel=2e-2, abs=1e-3)
+
+
+def test_a_sample_is_the_same_in_any_batch(gradients):
+    task = VAETask(read_config(VAEConfig, {"crop": 16, "latent_noise": 0.5}), CPU)
+    batch = [task.prepare(sample(number), number) for number in range(3)]
+    together = task.losses(batch, [0, 1, 2])["loss"]
+    alone = [task.losses([each], [position])["loss"] for position, each in enumerate(batch)]
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-4)
+    assert torch.equal(batch[1]["pixels"], task.prepare(sample(1), 1)["pixels"])
+    assert not torch.allclose(task.losses(batch[:1], [0])["loss"], task.losses(batch[:1], [5])["loss"], rtol=1e-6)
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
+    data = TrainingData(PuppetSource(size=(64, 64), reference_size=32), 64, 32, seed=0)
+
+    def run(folder: str, steps: int) -> dict[str, torch.Tensor]:
+        config = read_config(
+            VAEConfig, {"crop": 16, "batch_size": 2, "steps": steps, "schedule": "constant", "warmup_steps": 0}
+        )
+        return train(VAETask(config, CPU), data, config, tmp_path / folder).weights.files[0].tensors
+
+    run("stopped", 2)
+    stopped, whole = run("stopped", 4), run("whole", 4)
+    assert all(torch.equal(stopped[name], value) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"latent_channels": 8}, "latent_channels is 8; choose 16 (FLUX) or 4 (SDXL)"),
+        ({"crop": 20}, "crop is 20; choose a multiple of 8"),
+        ({"latent_noise": -1.0}, "latent_noise is -1.0; it must be at least 0"),
+    ],
+)
+def test_settings_that_will_not_do(change, sentence):
+    with pytest.raises(TrainingError) as error:
+        read_config(VAEConfig, change)
+    assert str(error.value) == sentence
+
+
+def test_a_picture_smaller_than_the_crop():
+    task = VAETask(read_config(VAEConfig, {"crop": 64}), CPU)
+    with pytest.raises(TrainingError, match="sample 0 is 16 x 16, smaller than the crop of 64; lower crop"):
+        task.prepare(sample(0), 0)

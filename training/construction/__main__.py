@@ -1,0 +1,5 @@
+"""The command: see the package."""
+
+from .command import main
+
+raise SystemExit(main())

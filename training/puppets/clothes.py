@@ -1,0 +1,171 @@
+"""What a puppet wears, as marks on its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .canvas import Mark, Way, edge, outlined, shaded
+from .cloth import spots
+from .figure import BONE, HIPS, KNEES, NECK, Figure
+from .identity import Colour, Item, Puppet
+
+# Rows and columns of a pattern on each part: as many as fit its length when nothing foreshortens it.
+_CELLS = {
+    "short_sleeve": (1, 1),
+    "upper_sleeve": (2, 1),
+    "lower_sleeve": (2, 1),
+    "upper_trouser": (3, 1),
+    "short_trouser": (2, 1),
+    "lower_trouser": (3, 1),
+    "trunk": (4, 2),
+    "skirt": (2, 3),
+    "dress": (3, 3),
+    "tails": (2, 3),
+}
+
+
+def cloth(
+    points: np.ndarray,
+    corners: np.ndarray,
+    part: str,
+    item: Item,
+    name: str,
+    way: Way = Way.CONVEX,
+    bone: tuple[str, int] | None = None,
+) -> list[Mark]:
+    """A piece of cloth (n, 2) with its pattern, without an edge."""
+    marks = [Mark(points, part, item.rgb, way, 0.0, bone)]
+    if item.pattern != "plain":
+        marks.append(Mark(spots(item.pattern, corners, *_CELLS[name]), part, item.second_rgb, Way.AREAS, 0.0, bone))
+    return marks
+
+
+def _bare(shape: Figure, names: Sequence[str], side: int, part: str, colour: Colour) -> list[Mark]:
+    """Bones of one colour with one dark edge around all of them."""
+    bones = [(name, side) for name in names]
+    marks = _edges(shape, bones, part, colour)
+    return marks + [Mark(shape.limbs[BONE[bone]], part, colour, Way.CONVEX, 0.0, bone) for bone in bones]
+
+
+def _clothed(shape: Figure, names: Sequence[str], side: int, part: str, item: Item) -> list[Mark]:
+    """Bones in cloth with one dark edge around all of them."""
+    bones = [(name, side) for name in names]
+    marks = _edges(shape, bones, part, item.rgb)
+    for bone in bones:
+        number = BONE[bone]
+        marks += cloth(shape.limbs[number], shape.corners[number], part, item, bone[0], bone=bone)
+    return marks
+
+
+def _edges(shape: Figure, bones: Sequence[tuple[str, int]], part: str, colour: Colour) -> list[Mark]:
+    dark = shaded(colour)
+    return [Mark(shape.edges[BONE[bone]], part, dark, Way.CONVEX, 0.0, bone) for bone in bones]
+
+
+def arm(puppet: Puppet, shape: Figure, side: int) -> list[Mark]:
+    if puppet.upper.kind in ("shirt", "coat"):
+        skin, sleeves = ("hand",), ("lower_sleeve", "upper_sleeve")
+    else:
+        skin, sleeves = ("hand", "forearm", "upper_arm"), ("short_sleeve",)
+    return _bare(shape, skin, side, "skin", puppet.skin) + _clothed(shape, sleeves, side, "upper", puppet.upper)
+
+
+def legs(puppet: Puppet, shape: Figure) -> list[Mark]:
+    """Both legs with shoes, and skirt or seat of the trousers."""
+    knees = shape.joints[KNEES]
+    order = sorted((0, 1), key=lambda side: (not shape.hidden_leg[side], knees[side][1]))
+    marks = [mark for side in order for mark in _leg(puppet, shape, side)]
+    lower = puppet.lower
+    if lower is not None and lower.kind == "skirt":
+        marks += _skirt(shape, lower, "lower", 0.62, "skirt")
+    elif lower is not None:
+        hips = shape.joints[HIPS]
+        marks.append(
+            Mark(
+                _around(np.concatenate([hips, hips + 0.18 * (knees - hips)]), 0.066 * puppet.girth * shape.size),
+                "lower",
+                lower.rgb,
+                Way.CONVEX,
+            )
+        )
+    return marks
+
+
+def _leg(puppet: Puppet, shape: Figure, side: int) -> list[Mark]:
+    lower = puppet.lower
+    kind = lower.kind if lower else "dress"
+    marks = [] if kind == "trousers" else _bare(shape, ("shank", "thigh"), side, "skin", puppet.skin)
+    if lower is not None and kind != "skirt":
+        marks += _clothed(shape, _TROUSERS[kind], side, "lower", lower)
+    return marks + _bare(shape, ("foot",), side, "shoes", puppet.shoes.rgb)
+
+
+_TROUSERS = {"trousers": ("lower_trouser", "upper_trouser"), "shorts": ("short_trouser",)}
+_TURNS = np.arange(8) * np.pi / 4
+_RING = np.stack([np.cos(_TURNS), np.sin(_TURNS)], axis=-1)
+
+
+def _around(middles: np.ndarray, radius: float) -> np.ndarray:
+    """Convex outline (n, 2) around circles with middles (k, 2)."""
+    import cv2
+
+    points = (middles[:, None] + radius * _RING).reshape(-1, 2)
+    return cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)
+
+
+def _skirt(shape: Figure, item: Item, part: str, length: float, name: str) -> list[Mark]:
+    """Cloth around both thighs, wider at its hem."""
+    import cv2
+
+    hips, knees = shape.joints[HIPS], shape.joints[KNEES]
+    hem = hips + length * (knees - hips)
+    across = shape.trunk[3] - shape.trunk[2]
+    across = across / max(float(np.hypot(*across)), 1e-6)
+    if (hem[1] - hem[0]) @ across < 0:
+        hem = hem[::-1]
+    flare = across * max(0.085, 0.13 - 0.2 * float(np.hypot(*(hem[1] - hem[0]))) / shape.size) * shape.size
+    corners = np.array([shape.trunk[2], shape.trunk[3], hem[0] - flare, hem[1] + flare])
+    outline = cv2.convexHull(corners.astype(np.float32))[:, 0].astype(np.float64)
+    return [edge(outline, part, item.rgb, shape.size), *cloth(outline, corners, part, item, name)]
+
+
+def neck(puppet: Puppet, shape: Figure) -> list[Mark]:
+    line = np.stack([shape.joints[NECK], shape.head])
+    return [Mark(line, "skin", puppet.skin, Way.LINE, 0.07 * shape.size * puppet.girth)]
+
+
+def trunk(puppet: Puppet, shape: Figure) -> list[Mark]:
+    upper = puppet.upper
+    marks: list[Mark] = []
+    if upper.kind == "dress":
+        marks += _skirt(shape, upper, "upper", 0.85, "dress")
+    if upper.kind == "coat":
+        marks += _skirt(shape, upper, "upper", 0.5, "tails")
+    first, second, third, fourth = shape.trunk
+    down = (third + fourth - first - second) / 2
+    hem = 0.08 * down if upper.kind in ("t-shirt", "shirt") else 0.0 * down
+    corners = np.array([first, second, third + hem, fourth + hem])
+    collar = (first + second) / 2 - 0.07 * down
+    sides = [first, first + 0.12 * down, corners[2], corners[3], second + 0.12 * down, second]
+    outline = np.array([collar + 0.4 * (first - collar), *sides, collar + 0.4 * (second - collar)])
+    marks += [
+        edge(outline, "upper", upper.rgb, shape.size),
+        *cloth(outline, corners, "upper", upper, "trunk", Way.AREA),
+    ]
+    if upper.kind == "coat" and not shape.back:
+        marks += _buttons(shape, upper, corners)
+    return marks
+
+
+def _buttons(shape: Figure, coat: Item, corners: np.ndarray) -> list[Mark]:
+    top, bottom = (corners[0] + corners[1]) / 2, (corners[2] + corners[3]) / 2
+    shift = (corners[1] - corners[0]) * 0.3 * shape.yaw
+    shift = shift if (corners[1] - corners[0]) @ shape.right >= 0 else -shift
+    top, bottom = top + shift, bottom + shift
+    marks = [Mark(np.stack([top, bottom]), "upper", coat.second_rgb, Way.LINE, 0.03 * shape.size)]
+    for share in (0.25, 0.55, 0.85):
+        button = top + share * (bottom - top) + 0.022 * shape.size * _RING
+        marks += outlined(button, "upper", coat.second_rgb, shape.size)
+    return marks

@@ -1,0 +1,233 @@
+"""From a BODY-18 person to the shapes of a puppet's body: tapered capsules, trunk, head frame. No colours, no pixels.
+
+Lengths are pixels of the picture; radii are shares of the person's stature (`pose_db.layout.stature`). Heads and limbs
+are larger than life, so that they can be read in a small picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...pose_db.keypoints import KEYPOINT_INDEX
+from ...pose_db.layout import stature
+from ...pose_db.people import MIN_CONFIDENCE
+from .identity import Puppet
+
+HEAD_RADIUS = 0.113
+CHIN = 0.075  # below the middle of the head's joints: puppets' large heads grow upward from there
+SIDES = ("right", "left")
+EDGE = 0.011  # statures: how far a dark edge reaches beyond what it surrounds
+SURE = MIN_CONFIDENCE + 0.1  # below it a joint is only guessed at: something is in front of it
+
+NOSE, NECK = KEYPOINT_INDEX["nose"], KEYPOINT_INDEX["neck"]
+EYES = [KEYPOINT_INDEX["right_eye"], KEYPOINT_INDEX["left_eye"]]
+EARS = [KEYPOINT_INDEX["right_ear"], KEYPOINT_INDEX["left_ear"]]
+SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (
+    [KEYPOINT_INDEX[f"{side}_{joint}"] for side in SIDES]
+    for joint in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+)
+# A joint that is not there hangs below the one before it, at its share of the stature.
+_GUESSES = (
+    *((hip, shoulder, 0.288) for hip, shoulder in zip(HIPS, SHOULDERS, strict=True)),
+    *((knee, hip, 0.245) for knee, hip in zip(KNEES, HIPS, strict=True)),
+    *((ankle, knee, 0.246) for ankle, knee in zip(ANKLES, KNEES, strict=True)),
+    *((elbow, shoulder, 0.186) for elbow, shoulder in zip(ELBOWS, SHOULDERS, strict=True)),
+    *((wrist, elbow, 0.146) for wrist, elbow in zip(WRISTS, ELBOWS, strict=True)),
+)
+_FACE_JOINTS = [NOSE, *EYES]
+_HEAD_JOINTS = [*_FACE_JOINTS, *EARS]
+# Bones: name, joints they run between, the share of the way they go, radius at both ends.
+_BONES = (
+    ("upper_arm", SHOULDERS, ELBOWS, 1.0, 0.038, 0.033),
+    ("short_sleeve", SHOULDERS, ELBOWS, 0.55, 0.050, 0.050),
+    ("upper_sleeve", SHOULDERS, ELBOWS, 1.0, 0.050, 0.043),
+    ("forearm", ELBOWS, WRISTS, 1.0, 0.034, 0.027),
+    ("lower_sleeve", ELBOWS, WRISTS, 0.94, 0.043, 0.042),
+    ("thigh", HIPS, KNEES, 1.0, 0.062, 0.046),
+    ("upper_trouser", HIPS, KNEES, 1.0, 0.068, 0.053),
+    ("short_trouser", HIPS, KNEES, 0.75, 0.068, 0.066),
+    ("shank", KNEES, ANKLES, 1.0, 0.045, 0.034),
+    ("lower_trouser", KNEES, ANKLES, 0.95, 0.053, 0.050),
+)
+_ENDS = (("hand", 0.033, 0.036), ("foot", 0.036, 0.034))  # beyond wrists and ankles
+# Number of every bone by name and side, such as ``("thigh", 0)``; 0 is the right side.
+BONE = {key: number for number, key in enumerate((name, side) for name, *_ in (*_BONES, *_ENDS) for side in (0, 1))}
+_FROM = np.array([pair for _, pair, *_ in _BONES]).ravel()
+_TO = np.array([pair for _, _, pair, *_ in _BONES]).ravel()
+_SHARE = np.array([bone[3] for bone in _BONES]).repeat(2)
+_RADII = np.array([bone[-2:] for bone in (*_BONES, *_ENDS)]).repeat(2, axis=0)  # (bones, 2)
+_HALF_CIRCLE = np.exp(1j * np.linspace(-np.pi / 2, np.pi / 2, 6))
+_CAPS = np.stack([_HALF_CIRCLE, -_HALF_CIRCLE])  # around the end of a bone, then around its start
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The body of one puppet in one pose.
+
+    Attributes:
+        size: stature in pixels.
+        joints: (18, 2) pixels, guessed where the pose has none.
+        limbs: (bones, 12, 2) outline of every bone, in the order of `BONE`.
+        edges: (bones, 12, 2) the same, for a dark edge around it.
+        corners: (bones, 4, 2) of every bone: both edges at its start, then at its end.
+        trunk: corners (4, 2) of the trunk: right and left at the shoulders, then at the hips.
+        head: its middle (2,); right and up: unit vectors of the head in the picture, right as the viewer sees it.
+        radius: of the head, pixels.
+        yaw, pitch: where the face points in the picture, -1 (left, down) to 1 (right, up).
+        back: whether the head is seen from behind.
+        hidden_arm, hidden_leg: a pair, right and left: whether the pose says that it is behind something.
+    """
+
+    size: float
+    joints: np.ndarray
+    limbs: np.ndarray
+    edges: np.ndarray
+    corners: np.ndarray
+    trunk: np.ndarray
+    head: np.ndarray
+    right: np.ndarray
+    up: np.ndarray
+    radius: float
+    yaw: float
+    pitch: float
+    back: bool
+    hidden_arm: tuple[bool, bool]
+    hidden_leg: tuple[bool, bool]
+
+
+def figure(puppet: Puppet, body: np.ndarray, size: float | None = None) -> Figure:
+    """The body of `puppet` on keypoints `body` (18, 3) in pixels; `size` is its stature where that is known already."""
+    size = stature(body) if size is None else size
+    joints = completed(body, size)
+    sure = body[:, 2].tolist()
+    back = all(sure[joint] < MIN_CONFIDENCE for joint in _FACE_JOINTS)
+    head, up = _head(joints, sure, size)
+    (nose_x, nose_y), (x, y), (up_x, up_y) = joints[NOSE].tolist(), head.tolist(), up.tolist()
+    ahead = (nose_x - x, nose_y - y) if sure[NOSE] > 0 else (0.0, 0.0)
+    yaw = _limited((up_x * ahead[1] - up_y * ahead[0]) / (0.062 * size))
+    pitch = _limited(((up_x * ahead[0] + up_y * ahead[1]) / size + 0.02) / 0.06)
+    radius = HEAD_RADIUS * puppet.head_size * size
+    outlines, edges, corners = _limbs(joints, size, puppet.girth, 0.0 if back else yaw)
+    return Figure(
+        size=size,
+        joints=joints,
+        limbs=outlines,
+        edges=edges,
+        corners=corners,
+        trunk=_trunk(joints, size, puppet.girth),
+        head=head + up * (radius - CHIN * size),
+        right=np.array([-up_y, up_x]),
+        up=up,
+        radius=radius,
+        yaw=yaw,
+        pitch=pitch,
+        back=back,
+        hidden_arm=(_hidden(sure, WRISTS[0]), _hidden(sure, WRISTS[1])),
+        hidden_leg=(_hidden(sure, KNEES[0], ANKLES[0]), _hidden(sure, KNEES[1], ANKLES[1])),
+    )
+
+
+def _limited(value: float) -> float:
+    return min(max(value, -1.0), 1.0)
+
+
+def _hidden(sure: list[float], *joints: int) -> bool:
+    return any(0 < sure[joint] < SURE for joint in joints)
+
+
+def completed(body: np.ndarray, size: float) -> np.ndarray:
+    """Positions (18, 2) of all joints of the body: what is not there hangs straight down from what is."""
+    joints = body[:, :2].astype(np.float64)
+    there = body[:, 2] > 0
+    if there.all():
+        return joints
+    if not there[NECK]:
+        joints[NECK] = _guessed_neck(joints, there, size)
+    for side, joint in enumerate(SHOULDERS):
+        if not there[joint]:
+            joints[joint] = joints[NECK] + (0.12 * size * (-1, 1)[side], 0)
+    for joint, above, share in _GUESSES:
+        if not there[joint]:
+            joints[joint] = joints[above] + (0, share * size)
+    return joints
+
+
+def _guessed_neck(joints: np.ndarray, there: np.ndarray, size: float) -> np.ndarray:
+    """Between the shoulders, below the head, or above whatever else there is, (2,)."""
+    for near, below in ((SHOULDERS, 0.0), (_HEAD_JOINTS, 0.117), (HIPS, -0.288), (KNEES, -0.53), (range(18), -0.2)):
+        seen = [joint for joint in near if there[joint]]
+        if seen:
+            return joints[seen].mean(axis=0) + np.array([0, below * size])
+    return joints[NECK]
+
+
+def _head(joints: np.ndarray, sure: list[float], size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Middle of the head and its upward direction, both (2,)."""
+    seen = [joint for joint in EARS if sure[joint] > 0]
+    if len(seen) < 2:
+        seen = [joint for joint in _HEAD_JOINTS if sure[joint] > 0]
+    trunk = joints[NECK] - (joints[HIPS[0]] + joints[HIPS[1]]) / 2
+    trunk /= max(float(np.hypot(*trunk)), 1e-6)
+    if not seen:
+        return joints[NECK] + 0.117 * size * trunk, trunk
+    middle = joints[seen].sum(axis=0) / len(seen)
+    up = middle - joints[NECK] + 0.02 * size * trunk
+    length = float(np.hypot(*up))
+    return middle, up / length if length > 1e-6 else trunk
+
+
+def _trunk(joints: np.ndarray, size: float, girth: float) -> np.ndarray:
+    """Corners (4, 2); a trunk seen from the side keeps a body's depth."""
+    shoulders, hips = joints[SHOULDERS], joints[HIPS]
+    top, bottom = (shoulders[0] + shoulders[1]) / 2, (hips[0] + hips[1]) / 2
+    axis = bottom - top
+    length = float(np.hypot(*axis))
+    across = np.array([axis[1], -axis[0]]) / length if length > 1e-6 else np.array([1.0, 0.0])
+    corners = []
+    for middle, pair, least in ((top, shoulders, 0.07), (bottom, hips, 0.08)):
+        half = float((pair[0] - middle) @ across)
+        width = girth * max(abs(half) + 0.012 * size, least * size)
+        half = width if half >= 0 else -width
+        corners += [middle + across * half, middle - across * half]
+    return np.array(corners)
+
+
+def _limbs(joints: np.ndarray, size: float, girth: float, yaw: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outlines and edges (bones, 12, 2) and corners (bones, 4, 2) of all bones, both sides of each."""
+    flat = np.ascontiguousarray(joints).view(np.complex128)[:, 0]
+    starts, ends = flat[_FROM], flat[_TO]
+    ends = starts + _SHARE * (ends - starts)
+    tips = flat[WRISTS + ANKLES]
+    before = _unit(tips - flat[ELBOWS + KNEES])
+    starts = np.concatenate([starts, tips])
+    ends = np.concatenate([ends, tips + size * np.concatenate([0.03 * before[:2], _toes(before[2:], yaw)])])
+    along = _unit(ends - starts)
+    radii = (size * girth) * _RADII * along[:, None]  # (bones, 2) complex, along the bone
+    middles = np.stack([ends, starts], axis=1)[..., None]  # (bones, 2, 1)
+    outlines = middles + radii[:, ::-1, None] * _CAPS  # (bones, 2, 6)
+    edges = outlines + (EDGE * size) * along[:, None, None] * _CAPS
+    across = 1j * radii
+    corners = np.stack([starts - across[:, 0], starts + across[:, 0], ends - across[:, 1], ends + across[:, 1]], axis=1)
+    return _points(outlines), _points(edges), _points(corners)
+
+
+def _points(values: np.ndarray) -> np.ndarray:
+    """Complex numbers (bones, ...) as points (bones, n, 2)."""
+    return values.reshape(len(values), -1).view(np.float64).reshape(len(values), -1, 2)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.abs(vectors), 1e-6)
+
+
+def _toes(shank: np.ndarray, yaw: float) -> np.ndarray:
+    """From ankles to toes in statures, right and left: outward from the front, ahead from the side.
+
+    Args:
+        shank: (2,) complex unit vectors from knee to ankle.
+    """
+    ahead = -1j * shank  # to the right of the picture for a leg that stands
+    outward = np.array([-0.035, 0.035])
+    return (outward * (1 - abs(yaw)) + 0.075 * yaw) * ahead + 0.022 * shank

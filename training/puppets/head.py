@@ -1,0 +1,99 @@
+"""Heads: skull and face, and the whole head with hair and hat as marks in a picture."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from .canvas import Mark, shaded
+from .features import Features, arc, area, disc, line
+from .figure import Figure
+from .hair import back_of_hair, fringe, hair_behind
+from .hats import hat
+from .identity import HEAD_SHAPES, Colour, Puppet
+
+_BLUSH = (246, 130, 120)
+# Colours that are the same on every head; the others are the puppet's.
+_FIXED: dict[str, Colour] = {"white": (255, 255, 255), "dark": (34, 30, 34), "lip": (170, 40, 50)}
+
+
+@lru_cache(maxsize=64)
+def skull(shape: str, turn: int) -> Features:
+    """Head and ears; `turn` is how many eighths the face looks to the right, 9 for the back of a head."""
+    width, height, roundness = HEAD_SHAPES[shape]
+    circle = arc(0, 345, 1, 1, count=24)
+    outline = np.sign(circle) * np.abs(circle) ** (2 / roundness) * (width, height)
+    sides = [side for side in (-1, 1) if turn == 9 or side * turn < 4]
+    ears = [feature for side in sides for feature in area(disc(side * 0.98 * width, -0.05, 0.2), "face", "skin")]
+    return (*ears, *area(outline, "face", "skin"))
+
+
+@lru_cache(maxsize=4096)
+def face(shape: str, turn: int, tilt: int, mouth: str, glasses: bool, beard: bool) -> Features:
+    """Eyes, cheeks, mouth, glasses and beard; `tilt` is how many eighths the face looks up."""
+    width, height, _ = HEAD_SHAPES[shape]
+    x, y = 0.42 * turn / 8, 0.2 * tilt / 8
+    found = list(_beard(x, width, height)) if beard else []
+    for side in (-1, 1):
+        eye = x + 0.38 * side * (1 - 0.35 * abs(turn / 8))
+        if abs(eye) > 0.8 * width:
+            continue
+        found += area(disc(eye, y + 0.08, 0.26), "face", "white", dark_edge=False)
+        found += area(disc(eye + 0.06 * turn / 8, y + 0.06, 0.15, 8), "face", "eyes", dark_edge=False)
+        found += area(disc(1.35 * eye, y - 0.3, 0.15, 8), "face", "blush", dark_edge=False)
+        if glasses:
+            ring = disc(eye, y + 0.08, 0.32)
+            found += line(np.concatenate([ring, ring[:1]]), "face", "dark", 0.1)
+    return (*found, *_mouth(mouth, 1.25 * x, y - 0.46))
+
+
+def _mouth(mouth: str, x: float, y: float) -> Features:
+    if mouth == "open":
+        return area(arc(180, 360, 0.25, 0.28, x, y + 0.1, 8), "face", "lip", dark_edge=False)
+    bend = 0.17 if mouth == "smile" else 0.02
+    return line(arc(200, 340, 0.28, bend, x, y + 0.04, 6), "face", "lip", 0.12)
+
+
+def _beard(x: float, width: float, height: float) -> Features:
+    low = arc(200, 340, 1.02 * width, 1.1 * height, 0.1 * x, 0)
+    high = arc(340, 200, 0.8 * width, 0.55, x, -0.08)
+    return area(np.concatenate([low, high]), "hair", "hair", dark_edge=False)
+
+
+def head_marks(puppet: Puppet, figure: Figure) -> tuple[list[Mark], list[Mark]]:
+    """What is behind the trunk, and the head itself."""
+    turn, tilt = round(8 * figure.yaw), round(8 * figure.pitch)
+    shape, style, covered = puppet.head, puppet.hair_style, puppet.hat is not None
+    if figure.back:
+        behind, front = (), skull(shape, 9) + back_of_hair(style, shape, covered)
+    else:
+        behind = hair_behind(style, shape, turn)
+        front = skull(shape, turn) + face(shape, turn, tilt, puppet.mouth, puppet.glasses, puppet.beard)
+        front += fringe(style, shape, turn, covered)
+    if puppet.hat is not None:
+        front += hat(puppet.hat.kind, shape, 9 if figure.back else turn)
+    return _placed(behind, puppet, figure), _placed(front, puppet, figure)
+
+
+def _placed(features: Features, puppet: Puppet, figure: Figure) -> list[Mark]:
+    """Features of a head as marks in the picture."""
+    if not features:
+        return []
+    axes = np.stack([figure.right, figure.up]) * figure.radius
+    flat = figure.head + np.concatenate([feature.points for feature in features]) @ axes
+    colours = _FIXED | {"skin": puppet.skin, "hair": puppet.hair_rgb, "eyes": puppet.eyes, "blush": _blush(puppet.skin)}
+    if puppet.hat is not None:
+        colours |= {"hat": puppet.hat.rgb, "trimming": puppet.hat.second_rgb}
+    marks, start = [], 0
+    for points, part, name, way, thickness, dark in features:
+        stop = start + len(points)
+        colour = shaded(colours[name]) if dark else colours[name]
+        marks.append(Mark(flat[start:stop], part, colour, way, thickness * figure.radius))
+        start = stop
+    return marks
+
+
+def _blush(skin: Colour) -> Colour:
+    red, green, blue = ((one + other) // 2 for one, other in zip(skin, _BLUSH, strict=True))
+    return red, green, blue

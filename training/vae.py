@@ -1,0 +1,148 @@
+"""Trains an autoencoder of TAESD's architecture, which the stock VAE loader reads: the latent space of the pack's tiny models.
+
+Loss, a sample: mean |x̂ - x| + 0.25 · mean |∇x̂ - ∇x| + 0.01 · (mean z² - 1)², where the decoder sees z with a little
+Gaussian noise. The noise makes neighbouring latents decode alike, which is what a diffusion model with
+errors of its own needs; the last term gives the latents the unit scale that the diffusion model's noise has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.taesd.taesd
+import torch
+
+from .arguments import add_data_arguments, load_data
+from .command import Trainer
+from .config import TrainingConfig, at_least
+from .data import TrainingData
+from .errors import TrainingError
+from .randomness import generator
+from .sample import TrainingSample
+from .task import Prepared, WeightFile, Weights
+
+LATENT_FORMATS = {16: comfy.latent_formats.Flux, 4: comfy.latent_formats.SDXL}
+
+
+@dataclass(frozen=True)
+class VAEConfig(TrainingConfig):
+    steps: int = 4000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    ema_decay: float = 0.999
+    latent_channels: int = 16  # 16 as FLUX's, 4 as SDXL's
+    crop: int = 64  # pixels of a side
+    latent_noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "latent_noise", 0)
+        if self.latent_channels not in LATENT_FORMATS:
+            raise TrainingError(f"latent_channels is {self.latent_channels}; choose 16 (FLUX) or 4 (SDXL)")
+        if self.crop < 8 or self.crop % 8:
+            raise TrainingError(f"crop is {self.crop}; choose a multiple of 8")
+
+
+def fresh_taesd(latent_channels: int, seed: int) -> comfy.taesd.taesd.TAESD:
+    """Random weights (He et al. 2015), the last convolution of every residual block small, so that depth does not add up."""
+    network = comfy.taesd.taesd.TAESD(latent_channels=latent_channels)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if value.ndim == 4:
+                gain = 0.2 if name.endswith("conv.4.weight") else math.sqrt(2)
+                value.copy_(torch.randn(value.shape, generator=rng) * gain / math.sqrt(math.prod(value.shape[1:])))
+            elif value.ndim == 1:
+                value.zero_()
+        format_ = LATENT_FORMATS[latent_channels]()
+        # The host divides by these what the model multiplies by: the encoder's own output is what the diffusion model sees.
+        network.vae_scale.fill_(format_.scale_factor)
+        network.vae_shift.fill_(getattr(format_, "shift_factor", 0.0) or 0.0)
+    return network
+
+
+def reconstruction_loss(pixels: torch.Tensor, rebuilt: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of colours and, at a quarter of the weight, of their differences to the right and below: (B,)."""
+    error = rebuilt - pixels  # (B, 3, H, W)
+    edges = error.diff(dim=-1).abs().mean(dim=(1, 2, 3)) + error.diff(dim=-2).abs().mean(dim=(1, 2, 3))
+    return error.abs().mean(dim=(1, 2, 3)) + 0.25 * edges
+
+
+def latent_loss(latents: torch.Tensor) -> torch.Tensor:
+    """How far the mean square of a sample's latents is from 1: (B, C, h, w) -> (B,)."""
+    return (latents.square().mean(dim=(1, 2, 3)) - 1).square()
+
+
+class VAETask:
+    """`Task` for an autoencoder; any data will do, of which only the target pictures are used."""
+
+    name = "vae"
+
+    def __init__(self, config: VAEConfig, device: torch.device) -> None:
+        self.config = config
+        self.network = fresh_taesd(config.latent_channels, config.seed).to(device)
+        for value in self.network.parameters():
+            if value.ndim == 4:
+                value.data = value.data.contiguous(memory_format=torch.channels_last)
+        self.network.vae_scale.requires_grad_(False)
+        self.network.vae_shift.requires_grad_(False)
+
+    def identity(self) -> dict[str, str]:
+        return {"architecture": "TAESD", "latent_channels": str(self.config.latent_channels)}
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        return {"encoder": self.network.taesd_encoder, "decoder": self.network.taesd_decoder}
+
+    def prepare(self, sample: TrainingSample, position: int) -> Prepared:
+        """A random square of the target: {"pixels": (3, crop, crop)} in [0, 1]."""
+        size = self.config.crop
+        height, width, _ = sample.target.shape
+        if min(height, width) < size:
+            raise TrainingError(f"{sample.key} is {width} x {height}, smaller than the crop of {size}; lower crop")
+        rng = generator(self.config.seed, "crop", position)
+        top = int(torch.randint(height - size + 1, (), generator=rng))
+        left = int(torch.randint(width - size + 1, (), generator=rng))
+        return {"pixels": sample.target[top : top + size, left : left + size].permute(2, 0, 1).contiguous()}
+
+    def losses(self, batch: Sequence[Prepared], positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        device = self.network.vae_scale.device
+        pixels = torch.stack([entry["pixels"] for entry in batch]).to(device, memory_format=torch.channels_last)
+        latents = self.network.taesd_encoder(pixels)  # (B, C, h, w)
+        rngs = [generator(self.config.seed, "latent noise", position) for position in positions]
+        noise = torch.stack([torch.randn(latents.shape[1:], generator=rng) for rng in rngs]).to(latents)
+        rebuilt = self.network.taesd_decoder(latents + self.config.latent_noise * noise)
+        picture = reconstruction_loss(pixels, rebuilt.float())
+        scale = latent_loss(latents.float())
+        return {"loss": picture + 0.01 * scale, "reconstruction": picture, "scale": scale}
+
+    def weights(self) -> Weights:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        return Weights((WeightFile("vae", "", tensors, {}),))
+
+    def picture(self) -> None:
+        """None: an autoencoder draws nothing by itself."""
+        return None
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser, resolution=128, reference_resolution=64)
+
+
+def _build(chosen: argparse.Namespace, config: TrainingConfig) -> tuple[VAETask, TrainingData]:
+    assert isinstance(config, VAEConfig)
+    return VAETask(config, comfy.model_management.get_torch_device()), load_data(chosen, config)
+
+
+TRAINER = Trainer(
+    description="an autoencoder of TAESD's architecture, on pictures alone",
+    config=VAEConfig,
+    add_arguments=_add_arguments,
+    build=_build,
+)
