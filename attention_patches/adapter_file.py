@@ -45,10 +45,13 @@ class AdapterFormat:
 
     def write(self, path: Path, weights: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
         """Write an adapter's file, whole or not at all; `header` is what the metadata says besides format and version."""
-        metadata = {"format": self.name, "version": self.version, **header}
         tensors = {name: value.contiguous() for name, value in weights.items()}
         with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata={self.header: json.dumps(metadata)})
+            save_file(tensors, temporary, metadata=self.metadata(header))
+
+    def metadata(self, header: Mapping[str, Any]) -> dict[str, str]:
+        """What the file's metadata says; `header` as in `write`."""
+        return {self.header: json.dumps({"format": self.name, "version": self.version, **header})}
 
     def read_header(self, path: Path) -> dict[str, Any]:
         """The metadata's JSON object, of this format and version."""
@@ -87,10 +90,10 @@ def adapter_patcher(
     network: torch.nn.Module,
     weights: Mapping[str, torch.Tensor],
     load: Callable[..., ModelPatcher],
-    path: Path,
+    source: Any,
     disable_dynamic: bool,
 ) -> ModelPatcher:
-    """`network` with `weights` for the host's memory manager to load and offload; `load(path)` is how it gets a copy."""
+    """`network` with `weights` for the host's memory manager to load and offload; `load(source)` is how it gets a copy."""
     kind = ModelPatcher if disable_dynamic else CoreModelPatcher
     patcher = kind(
         network,
@@ -98,5 +101,6 @@ def adapter_patcher(
         offload_device=comfy.model_management.unet_offload_device(),
     )
     network.load_state_dict(weights, assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load, (path,))
+    network.requires_grad_(False)  # as the host's own models are; a training makes a copy that it asks gradients of
+    patcher.cached_patcher_init = (load, (source,))
     return patcher

@@ -30,6 +30,7 @@ from .anystory_entries import Entries
 from .anystory_features import SubjectFeatures
 from .anystory_routing import ROUTING_KEY, CallRouting, Grid, RoutingMaps, StepMaps
 from .attention_chain import ROUTED, AttentionChain, Step, add_steps
+from .call_state import with_call_state
 from .unet_layers import AttentionLayer, Block, attention_layers
 
 KEY = "ensemble_anystory"
@@ -130,7 +131,8 @@ class AnyStoryPatch:
         }
         patches = options.get("patches", {})
         patches = {**patches, "attn2_patch": [*patches.get("attn2_patch", []), call.see]}
-        patched = add_steps({**options, "patches": patches, ROUTING_KEY: call.routing}, "attn2", cross, ROUTED)
+        options = with_call_state({**options, "patches": patches, ROUTING_KEY: call.routing}, call)
+        patched = add_steps(options, "attn2", cross, ROUTED)
         if self.settings.gamma == NO_REFERENCES or not call.subject_rows:
             return patched
         references: dict[Block, Step] = {

@@ -57,6 +57,14 @@ class Call:
     routing: CallRouting
     entering: torch.Tensor | None = field(default=None, init=False)
 
+    def get_state(self) -> tuple[torch.Tensor | None, list[RoutingMap]]:
+        """What is remembered from one layer to the next (see `call_state`)."""
+        return self.entering, list(self.routing.maps)
+
+    def set_state(self, state: tuple[torch.Tensor | None, list[RoutingMap]]) -> None:
+        """Remember that instead."""
+        self.entering, self.routing.maps = state[0], list(state[1])
+
     def see(self, hidden: torch.Tensor, context: Any, value: Any, extra: dict[str, Any]) -> tuple[Any, Any, Any]:
         """`attn2_patch`, the last of all: keeps what the queries are about to be made from."""
         self.entering = hidden
@@ -74,7 +82,7 @@ class Call:
         """Routes this layer's pixels, then Eq. 5."""
         hidden, self.entering = self.entering, None
         assert hidden is not None
-        grid = self._grid(hidden, extra)
+        grid = token_grid(hidden, self.rows, extra)
         probes = self.entries.probes(layer, hidden.device)
         router = self.entries.features.network.model.routers[layer.name]
         routed = RoutingMap(grid, router(hidden, probes).refined.argmax(dim=-1), len(probes.features))
@@ -83,7 +91,7 @@ class Call:
         if self.settings.eta == 0:
             return out
         entries, nobody = self.entries.subjects(layer, q), self.entries.nobody(layer, q)
-        injected = subject_attention(_attention(extra), q, self._members(routed), entries, nobody)
+        injected = subject_attention(host_attention(extra), q, self._members(routed), entries, nobody)
         return out + self.settings.eta * injected
 
     def self_attention(
@@ -98,29 +106,31 @@ class Call:
         extra: dict[str, Any],
     ) -> torch.Tensor:
         """Eq. 6-8 in layer `number`; `alone` where nothing else has replaced this attention."""
-        grid, latest = self._grid(q, extra), self.routing.latest
+        grid, latest = token_grid(q, self.rows, extra), self.routing.latest
         if latest is None:
             return attend(q, k, v)
         references, gamma = self.entries.references(layer, number, q), self.settings.gamma
         members = self._members(latest.resized(grid))
         if alone:
-            return reference_attention(_attention(extra), q, k, v, members, references, gamma)
-        return add_references(_attention(extra), attend(q, k, v), q, k, v, members, references, gamma)
+            return reference_attention(host_attention(extra), q, k, v, members, references, gamma)
+        return add_references(host_attention(extra), attend(q, k, v), q, k, v, members, references, gamma)
 
     def _members(self, routed: RoutingMap) -> Members:
         return {row: routed.members[row] for row in self.subject_rows}
 
-    def _grid(self, tokens: torch.Tensor, extra: Mapping[str, Any]) -> Grid:
-        height, width = extra["activations_shape"][-2:]
-        if tokens.shape[:2] != (self.rows, height * width):
-            raise ValueError(
-                "AnyStory: another patch of this model merges or cuts up the picture inside attention (token merging,"
-                " HyperTile), so subjects cannot be told apart; remove that patch."
-            )
-        return height, width
+
+def token_grid(tokens: torch.Tensor, rows: int, extra: Mapping[str, Any]) -> Grid:
+    """(h, w) of the tokens (rows, h * w, C) that a layer's attention is given."""
+    height, width = extra["activations_shape"][-2:]
+    if tokens.shape[:2] != (rows, height * width):
+        raise ValueError(
+            "AnyStory: another patch of this model merges or cuts up the picture inside attention (token merging,"
+            " HyperTile), so subjects cannot be told apart; remove that patch."
+        )
+    return height, width
 
 
-def _attention(extra: dict[str, Any]) -> Attention:
+def host_attention(extra: dict[str, Any]) -> Attention:
     """The host's attention as it calls it at this place."""
 
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

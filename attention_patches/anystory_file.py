@@ -39,6 +39,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,11 @@ def write_anystory(path: Path, weights: Mapping[str, torch.Tensor], config: AnyS
     FILE.write(path, weights, dataclasses.asdict(config))
 
 
+def anystory_metadata(config: AnyStoryConfig) -> dict[str, str]:
+    """The metadata that a checkpoint of these sizes has."""
+    return FILE.metadata(dataclasses.asdict(config))
+
+
 def read_anystory(path: Path) -> tuple[dict[str, torch.Tensor], AnyStoryConfig]:
     """The weights of an `AnyStoryNetwork` and its sizes, as `write_anystory` takes them.
 
@@ -110,6 +116,25 @@ def load_anystory(path: Path) -> AnyStory:
     )
 
 
+def make_anystory(weights: Mapping[str, torch.Tensor], config: AnyStoryConfig) -> AnyStory:
+    """As `load_anystory` of a file with these weights, those of an `AnyStoryNetwork`; they are kept, not copied."""
+    encoding, injecting = (
+        _half(kind, weights, config, partial(_remade, kind, config), weights)
+        for kind in (AnyStoryEncoding, AnyStoryInjecting)
+    )
+    return AnyStory(config, encoding, injecting)
+
+
+def _remade(
+    kind: type[AnyStoryEncoding | AnyStoryInjecting],
+    config: AnyStoryConfig,
+    weights: Mapping[str, torch.Tensor],
+    disable_dynamic: bool = False,
+) -> ModelPatcher:
+    """One half again, which is how the host makes a copy of it."""
+    return _half(kind, weights, config, partial(_remade, kind, config), weights, disable_dynamic)
+
+
 def load_encoding(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """The encoding half alone, which is how the host makes a copy of it."""
     return _half(AnyStoryEncoding, *read_anystory(path), load_encoding, path, disable_dynamic)
@@ -125,14 +150,14 @@ def _half(
     weights: Mapping[str, torch.Tensor],
     config: AnyStoryConfig,
     load: Any,
-    path: Path,
+    source: Any,
     disable_dynamic: bool = False,
 ) -> ModelPatcher:
     device = comfy.model_management.unet_offload_device()
     half = kind(config, weights["encoder.queries.weight"].dtype, device, comfy.ops.manual_cast)
     parts = {name for name, _ in half.named_children()}
     own = {name: value for name, value in weights.items() if name.partition(".")[0] in parts}
-    return adapter_patcher(half, own, load, path, disable_dynamic)
+    return adapter_patcher(half, own, load, source, disable_dynamic)
 
 
 def _read_config(header: Mapping[str, Any]) -> AnyStoryConfig:

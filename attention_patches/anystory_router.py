@@ -36,6 +36,20 @@ def coarse_mask(logits: torch.Tensor) -> torch.Tensor:
     return own | ~own.any(dim=1, keepdim=True)
 
 
+def gumbel_noise(shape: Sequence[int], generator: torch.Generator | None = None, **place: Any) -> torch.Tensor:
+    """What, added to logits, makes their argmax a draw from their softmax; `place`: dtype and device."""
+    uniform = torch.rand(shape, generator=generator, **place)
+    smallest = torch.finfo(uniform.dtype).tiny
+    return -torch.log((-torch.log(uniform.clamp(min=smallest))).clamp(min=smallest))
+
+
+def straight_through(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """One-hot of the largest forwards, the gradient of the softmax backwards: (..., E), each row one 1 and zeros."""
+    soft = torch.softmax(logits / temperature, dim=-1)
+    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
+    return hard - soft.detach() + soft
+
+
 def gumbel_assignment(
     logits: torch.Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
 ) -> torch.Tensor:
@@ -48,26 +62,26 @@ def gumbel_assignment(
     Returns:
         (..., E), each row one 1 and zeros.
     """
-    uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
-    smallest = torch.finfo(logits.dtype).tiny
-    noise = -torch.log((-torch.log(uniform.clamp(min=smallest))).clamp(min=smallest))
-    soft = torch.softmax((logits + noise) / temperature, dim=-1)
-    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
-    return hard - soft.detach() + soft
+    noise = gumbel_noise(logits.shape, generator, device=logits.device, dtype=logits.dtype)
+    return straight_through(logits + noise, temperature)
 
 
 @dataclass(frozen=True)
 class Probes:
     """What a router asks of every pixel, for one set of routing features.
 
+    In front of these shapes may stand one more dimension, B: every row of the call then has entries of its own.
+
     Attributes:
         features: R, (E, d_r).
         vectors: (E + E * heads, d): W_b^T W_a R_i of all entries, then the queries of the masked cross-attention, entry
             by entry, already multiplied with its key matrix and scaled.
+        absent: (B, E), where it is true there is no such entry; with None all are there.
     """
 
     features: torch.Tensor
     vectors: torch.Tensor
+    absent: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,27 +125,33 @@ class AnyStoryRouter(torch.nn.Module):
         self.fine_subject = linear(router_width, router_width)  # W_c
         self.fine_latent = linear(router_width, width)  # W_d transposed
 
-    def probes(self, features: torch.Tensor) -> Probes:
-        """Routing features (E, d_r), float32 or wider -> what can be computed before a pixel is seen."""
-        query = self.refine_query(features).unflatten(-1, (self.heads, -1))  # (E, heads, d_r / heads)
-        one_head = torch.eye(self.heads, device=query.device, dtype=query.dtype)[None, :, :, None] * query[:, None]
-        looked_for = self.refine_key(one_head.flatten(2)) / math.sqrt(query.shape[-1])  # (E, heads, d)
-        coarse = self.coarse_latent(self.coarse_subject(features))  # (E, d)
-        return Probes(features, torch.cat((coarse, looked_for.flatten(0, 1))))
+    def probes(self, features: torch.Tensor, absent: torch.Tensor | None = None) -> Probes:
+        """Routing features (..., E, d_r), float32 or wider -> what can be computed before a pixel is seen."""
+        query = self.refine_query(features).unflatten(-1, (self.heads, -1))  # (..., E, heads, d_r / heads)
+        one_head = torch.eye(self.heads, device=query.device, dtype=query.dtype)[:, :, None] * query.unsqueeze(-3)
+        looked_for = self.refine_key(one_head.flatten(-2)) / math.sqrt(query.shape[-1])  # (..., E, heads, d)
+        coarse = self.coarse_latent(self.coarse_subject(features))  # (..., E, d)
+        return Probes(features, torch.cat((coarse, looked_for.flatten(-3, -2)), dim=-2), absent)
 
     def forward(self, hidden: torch.Tensor, probes: Probes) -> RoutingLogits:
-        """Z (B, hw, d) -> the maps of all entries."""
+        """Z (B, hw, d) -> the maps of all entries; minus infinity for those that are absent."""
         hidden = hidden.to(probes.vectors.dtype)
-        entries = len(probes.features)
-        found = hidden @ probes.vectors.T  # (B, hw, E + E * heads)
+        entries = probes.features.shape[-2]
+        found = hidden @ probes.vectors.mT  # (B, hw, E + E * heads)
         coarse, scores = found[..., :entries], found[..., entries:].unflatten(-1, (entries, self.heads))
+        coarse = _without(coarse, probes.absent)
         scores = scores.masked_fill(~coarse_mask(coarse).unsqueeze(-1), -math.inf)
         shares = scores.softmax(dim=1).flatten(2)  # (B, hw, E * heads)
         seen = (shares.transpose(1, 2) @ hidden).unflatten(1, (entries, self.heads))  # (B, E, heads, d)
         values = self.refine_value(seen).unflatten(-1, (self.heads, -1))  # (B, E, heads, heads, d_r / heads)
         values = values.diagonal(dim1=2, dim2=3).transpose(-1, -2).flatten(2)  # each head's own part: (B, E, d_r)
         refined = probes.features + self.refine_out(values)
-        return RoutingLogits(coarse, hidden @ self.fine_latent(self.fine_subject(refined)).transpose(1, 2))
+        fine = hidden @ self.fine_latent(self.fine_subject(refined)).transpose(1, 2)
+        return RoutingLogits(coarse, _without(fine, probes.absent))
+
+
+def _without(logits: torch.Tensor, absent: torch.Tensor | None) -> torch.Tensor:
+    return logits if absent is None else logits.masked_fill(absent.unsqueeze(1), -math.inf)
 
 
 class AnyStoryRouters(torch.nn.ModuleDict):

@@ -102,8 +102,9 @@ class Tempering:
         """`attn1_patch`: q (B, heads, L, d) -> q / f."""
         offset = self.generators.of(extra_options["block_type"], extra_options["block_index"])(q)
         t_min = self.generators.config.t_min
-        self.temperature = strengthen(temperature(offset, t_min), self.strength, t_min)
-        self.handed = {"q": divide(q, self.temperature)}
+        f = strengthen(temperature(offset, t_min), self.strength, t_min)
+        self.temperature = f.detach()  # kept for whoever looks at it, without what a training step holds on to
+        self.handed = {"q": divide(q, f)}
         return self.handed
 
     def let_go(self, attention: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:

@@ -20,6 +20,7 @@ t_min of 0.01. The hidden layer's activation is SiLU.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,16 @@ FILE = AdapterFormat(header=HEADER, name="ensemble-dam", version="1", noun="DAM"
 
 def write_dam(path: Path, weights: Mapping[str, torch.Tensor], config: DAMConfig) -> None:
     """Write a DAM's file, whole or not at all."""
-    FILE.write(path, weights, {"base": config.base, "t_min": config.t_min})
+    FILE.write(path, weights, _header(config))
+
+
+def dam_metadata(config: DAMConfig) -> dict[str, str]:
+    """The metadata that a DAM's file of these sizes has."""
+    return FILE.metadata(_header(config))
+
+
+def _header(config: DAMConfig) -> dict[str, Any]:
+    return {"base": config.base, "t_min": config.t_min}
 
 
 def load_dam(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
@@ -58,9 +68,18 @@ def load_dam(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     weights: Any = comfy.utils.load_torch_file(str(path), safe_load=True)
     config = _read_config(weights, header)
     FILE.check_shapes(weights, DAMGenerators(config, torch.float32, "meta", Outline))
+    return adapter_patcher(_network(weights, config), weights, load_dam, path, disable_dynamic)
+
+
+def make_dam(weights: Mapping[str, torch.Tensor], config: DAMConfig, disable_dynamic: bool = False) -> ModelPatcher:
+    """As `load_dam` of a file with these weights; they are kept, not copied."""
+    again = partial(make_dam, config=config)
+    return adapter_patcher(_network(weights, config), weights, again, weights, disable_dynamic)
+
+
+def _network(weights: Mapping[str, torch.Tensor], config: DAMConfig) -> DAMGenerators:
     device = comfy.model_management.unet_offload_device()
-    generators = DAMGenerators(config, next(iter(weights.values())).dtype, device, comfy.ops.manual_cast)
-    return adapter_patcher(generators, weights, load_dam, path, disable_dynamic)
+    return DAMGenerators(config, next(iter(weights.values())).dtype, device, comfy.ops.manual_cast)
 
 
 def _read_config(weights: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> DAMConfig:

@@ -71,6 +71,20 @@ class Modulation:
     trunk: torch.Tensor
 
 
+def modulation(
+    network: DSMAdapter,
+    text: torch.Tensor,
+    hidden: torch.Tensor,
+    global_strength: float,
+    allowed: torch.Tensor | None,
+) -> Modulation:
+    """Run the trunk and the global head in float32 where the network and `hidden` are; shapes as in `DSMAdapter.trunk`."""
+    trunk = network.trunk(text.to(hidden.device, torch.float32), hidden.to(torch.float32), allowed)
+    if global_strength != 0:
+        text = text + (global_strength * network.global_offset(trunk)).to(text)
+    return Modulation(text, trunk.to(text.device))
+
+
 def modulate(
     adapter: ModelPatcher,
     text: torch.Tensor,
@@ -78,17 +92,11 @@ def modulate(
     global_strength: float,
     allowed: torch.Tensor | None,
 ) -> Modulation:
-    """Run the trunk and the global head in float32 on the adapter's own device; shapes as in `DSMAdapter.trunk`."""
+    """As `modulation`, on the adapter's own device, whatever that of text and hidden states is."""
     comfy.model_management.load_models_gpu([adapter])
-    device, network = adapter.load_device, adapter.model
-    trunk = network.trunk(
-        text.to(device, torch.float32),
-        hidden.to(device, torch.float32),
-        None if allowed is None else allowed.to(device),
-    )
-    if global_strength != 0:
-        text = text + (global_strength * network.global_offset(trunk)).to(text)
-    return Modulation(text, trunk.to(text.device))
+    device = adapter.load_device
+    allowed = None if allowed is None else allowed.to(device)
+    return modulation(adapter.model, text, hidden.to(device), global_strength, allowed)
 
 
 class DSMPatch:

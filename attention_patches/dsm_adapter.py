@@ -109,27 +109,35 @@ class DSMAdapter(torch.nn.Module):
         self.single_heads = per(config.single_blocks, linear, width, config.model_width, False)
 
     def visual_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
-        """V of Eq. 7: hidden states (S subjects, N layers, P patches, d_clip) -> (S * N * P, d), subject by subject."""
-        subjects, layers = hidden.shape[:2]
+        """V of Eq. 7, subject by subject.
+
+        Args:
+            hidden: hidden states of S subjects, N layers and P patches, (S, N, P, d_clip) or (B, S, N, P, d_clip).
+
+        Returns:
+            (S * N * P, d) or (B, S * N * P, d).
+        """
+        subjects, layers = hidden.shape[-4:-2]
         pairs = zip(self.feature_norms, self.feature_projections, strict=True)
-        layer_tokens = [project(norm(hidden[:, n])) for n, (norm, project) in enumerate(pairs)]
-        tokens = torch.stack(layer_tokens, dim=1)  # (S, N, P, d)
+        layer_tokens = [project(norm(hidden[..., n, :, :])) for n, (norm, project) in enumerate(pairs)]
+        tokens = torch.stack(layer_tokens, dim=-3)  # (..., S, N, P, d)
         of_layer = self.layer_embedding(torch.arange(layers, device=hidden.device), out_dtype=hidden.dtype)
         of_subject = self.subject_embedding(torch.arange(subjects, device=hidden.device), out_dtype=hidden.dtype)
-        return (tokens + of_layer[None, :, None] + of_subject[:, None, None]).flatten(0, 2)
+        return (tokens + of_layer[:, None] + of_subject[:, None, None]).flatten(-4, -2)
 
     def trunk(self, text: torch.Tensor, hidden: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
         """What the words find in the pictures, shared by every head.
 
         Args:
             text: T, (B, L, d_txt).
-            hidden: (S, N, P, d_clip), as `visual_tokens` takes it.
-            allowed: (L, S * N * P) bool, which features a word may look at; None for all. No row may be all False.
+            hidden: as `visual_tokens` takes it, the same for all texts or one for each.
+            allowed: (L, S * N * P) or (B, L, S * N * P) bool, which features a word may look at; None for all. No row may
+                be all False.
 
         Returns:
             (B, L, d).
         """
-        features = self.visual_tokens(hidden)[None].expand(text.shape[0], -1, -1)  # (B, S * N * P, d)
+        features = self.visual_tokens(hidden).expand(text.shape[0], -1, -1)  # (B, S * N * P, d)
         query = self.to_query(self.text_norm(text))
         bias = None
         if allowed is not None:  # additive: not all of the host's attention functions read a mask of booleans

@@ -29,6 +29,7 @@ tensor (and ``.bias`` where one is said)       shape
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,21 @@ FILE = AdapterFormat(header=HEADER, name="ensemble-dsm", version="1", noun="DSM 
 
 def write_dsm(path: Path, weights: Mapping[str, torch.Tensor], config: DSMConfig) -> None:
     """Write an adapter's file, whole or not at all."""
-    header = {
+    FILE.write(path, weights, _header(config))
+
+
+def dsm_metadata(config: DSMConfig) -> dict[str, str]:
+    """The metadata that an adapter's file of these sizes has."""
+    return FILE.metadata(_header(config))
+
+
+def _header(config: DSMConfig) -> dict[str, Any]:
+    return {
         "base": config.base,
         "heads": config.heads,
         "clip_depth": config.clip_depth,
         "clip_layers": config.clip_layers,
     }
-    FILE.write(path, weights, header)
 
 
 def load_dsm(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
@@ -73,9 +82,18 @@ def load_dsm(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     weights: Any = comfy.utils.load_torch_file(str(path), safe_load=True)
     config = _read_config(weights, header)
     FILE.check_shapes(weights, DSMAdapter(config, torch.float32, "meta", Outline))
+    return adapter_patcher(_network(weights, config), weights, load_dsm, path, disable_dynamic)
+
+
+def make_dsm(weights: Mapping[str, torch.Tensor], config: DSMConfig, disable_dynamic: bool = False) -> ModelPatcher:
+    """As `load_dsm` of a file with these weights; they are kept, not copied."""
+    again = partial(make_dsm, config=config)
+    return adapter_patcher(_network(weights, config), weights, again, weights, disable_dynamic)
+
+
+def _network(weights: Mapping[str, torch.Tensor], config: DSMConfig) -> DSMAdapter:
     device = comfy.model_management.unet_offload_device()
-    adapter = DSMAdapter(config, weights["to_query.weight"].dtype, device, comfy.ops.manual_cast)
-    return adapter_patcher(adapter, weights, load_dsm, path, disable_dynamic)
+    return DSMAdapter(config, weights["to_query.weight"].dtype, device, comfy.ops.manual_cast)
 
 
 def _read_config(weights: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> DSMConfig:

@@ -87,10 +87,16 @@ def apply_europe(model: ModelPatcher, layout: Layout, mode: str) -> ModelPatcher
     return place(model, EURoPEPlacement(layout, mode))
 
 
+def larger_than(canvas: Grid, layout: Layout) -> Reference | None:
+    """The first subject's reference that is larger than the canvas, which EURoPE has no place for."""
+    subjects = [reference for reference in layout.references if reference.role == "subject"]
+    return next((each for each in subjects if each.grid[0] * each.grid[1] > canvas[0] * canvas[1]), None)
+
+
 def _check_sizes(layout: Layout, canvas: Grid) -> None:
-    for reference in layout.references:
-        if reference.role == "subject" and reference.grid[0] * reference.grid[1] > canvas[0] * canvas[1]:
-            raise ValueError(
-                f"EURoPE: the reference of '{reference.name}' ({spell_grids([reference.grid])} tokens) is larger than the canvas"
-                f" ({spell_grids([canvas])}); lower reference_size on Reference Latents or enlarge the latent."
-            )
+    reference = larger_than(canvas, layout)
+    if reference is not None:
+        raise ValueError(
+            f"EURoPE: the reference of '{reference.name}' ({spell_grids([reference.grid])} tokens) is larger than the canvas"
+            f" ({spell_grids([canvas])}); lower reference_size on Reference Latents or enlarge the latent."
+        )

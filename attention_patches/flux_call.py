@@ -10,12 +10,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from comfy.ldm.flux.model import Flux
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from .layout import Grid, token_grid
+from .layout import PATCH_SIZE, Grid, token_grid
 
 KEY = "ensemble_flux_call"
+
+
+def flux_network(model: ModelPatcher) -> Flux:
+    """The network of a FLUX.1, whose tokens are 2 x 2 latent pixels.
+
+    Raises:
+        ValueError: it is another model; one sentence without the full stop.
+    """
+    network = model.model.diffusion_model
+    if not isinstance(network, Flux) or network.patch_size != PATCH_SIZE:
+        wanted = "FLUX.1" if isinstance(network, Flux) else "FLUX"
+        raise ValueError(f"it is a {type(model.model).__name__} model; connect a {wanted} model")
+    return network
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ their channels are a hundred times larger than others; so are the tokens that co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ class QFormerLayer(torch.nn.Module):
         self.feed_norm = operations.LayerNorm(width, **place)
         self.feed = FeedForward(width, operations=operations, **place)
 
-    def forward(self, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, features: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         """Tokens (B, m, w) after they have read the features (B, P, d_clip)."""
-        tokens = tokens + self.self_attention(self.self_norm(tokens))
-        tokens = tokens + self.cross_attention(self.cross_norm(tokens), features)
+        tokens = tokens + self.self_attention(self.self_norm(tokens), transformer_options=options)
+        tokens = tokens + self.cross_attention(self.cross_norm(tokens), features, transformer_options=options)
         return tokens + self.feed(self.feed_norm(tokens))
 
 
@@ -71,11 +72,15 @@ class QFormer(torch.nn.Module):
         self.to_out = operations.Linear(width, out_width, **place)
         self.out_norm = operations.LayerNorm(out_width, **place)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """CLIP features (B, P, d_clip) -> tokens (B, m, out_width), in the features' dtype."""
+    def forward(self, features: torch.Tensor, options: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """CLIP features (B, P, d_clip) -> tokens (B, m, out_width), in the features' dtype.
+
+        Args:
+            options: transformer options for the host's attention.
+        """
         numbers = torch.arange(self.queries.num_embeddings, device=features.device)
         tokens = self.queries(numbers, out_dtype=features.dtype).expand(features.shape[0], -1, -1)  # (B, m, w)
         features = self.feature_norm(features)
         for layer in self.layers:
-            tokens = layer(tokens, features)
+            tokens = layer(tokens, features, dict(options or {}))
         return self.out_norm(self.to_out(tokens))

@@ -17,7 +17,7 @@ what that attention makes its queries, keys and values from. Nothing behind the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -131,29 +131,42 @@ class ReferenceNet(UNetModel):
         if torch.device(device).type != "meta":
             self.to_empty(device=device)
 
-    def forward(self, latent: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, latent: torch.Tensor, mask: torch.Tensor, options: Mapping[str, Any] | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """What enters each self-attention, in the order in which a forward runs through them.
 
         Args:
             latent: the segmented subject in the U-Net's own scale, (B, channels, h, w).
             mask: (B, 1, h, w), 1 where the subject is.
+            options: transformer options for the host's attention.
 
         Returns:
             One (B, T_l, C_l) for every transformer block, the first included.
         """
-        options: dict[str, Any] = {_STATES: []}
+        call: dict[str, Any] = {**(options or {}), _STATES: []}
         state = torch.cat((latent, mask), dim=1)  # (B, channels + 1, h, w): F_vae
         embedding = self._embedding(state)
         skips = []
         for module in self.input_blocks:
-            state = forward_timestep_embed(module, state, embedding, None, options)
+            state = forward_timestep_embed(module, state, embedding, None, call)
             skips.append(state)
-        state = forward_timestep_embed(self.middle_block, state, embedding, None, options)
+        state = forward_timestep_embed(self.middle_block, state, embedding, None, call)
         for module in self._output_up_to_last():
             state = torch.cat((state, skips.pop()), dim=1)
             shape = skips[-1].shape if skips else None  # of the level above: odd sizes come back exactly
-            state = forward_timestep_embed(module, state, embedding, None, options, shape)
-        return tuple(options[_STATES])
+            state = forward_timestep_embed(module, state, embedding, None, call, shape)
+        return tuple(call[_STATES])
+
+    def unread(self) -> Iterator[torch.nn.Parameter]:
+        """The weights behind the entry of the last self-attention, on which nothing that comes out depends."""
+        last: Any = self.output_blocks[self.last_output]
+        end = max(number for number, child in enumerate(last) if isinstance(child, SpatialTransformer))
+        transformer = last[end]
+        block = transformer.transformer_blocks[-1]
+        behind = [block.attn1, block.norm3, block.ff, transformer.proj_out, *last[end + 1 :], self.out]
+        for module in [*behind, *list(self.output_blocks)[self.last_output + 1 :]]:
+            yield from module.parameters()
 
     def _embedding(self, state: torch.Tensor) -> torch.Tensor:
         """Timestep 0, no text, the picture's own size: (B, 4 * model_channels)."""

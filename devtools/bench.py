@@ -25,6 +25,9 @@ FAMILIES = (
     "anystory",
     "anchor_align",
     "seal",
+    "training",
+    "training_data",
+    "flux_training",
 )
 
 

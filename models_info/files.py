@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_NAME = re.compile(r"[^\\/:*?\"<>|\x00-\x1f]+")  # what a file name cannot hold on one of the systems
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows' own
+
+
+def is_file_name(name: str) -> bool:
+    """Whether every system can have a file or folder of this name, in the folder it is put into and in no other."""
+    plain = _NAME.fullmatch(name) and not name.startswith(".") and not name.endswith((".", " "))
+    return bool(plain) and not _RESERVED.fullmatch(name)
 
 
 @contextmanager
@@ -26,3 +36,10 @@ def _usual_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed processes left of the whole files they were writing in a folder and below; call it only where no
+    other process writes there."""
+    for partial in folder.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +17,12 @@ from ..attention_patches.anystory_features import Background, Seen, encode_featu
 from ..attention_patches.anystory_file import AnyStory, AnyStoryError, load_anystory
 from ..attention_patches.anystory_network import AnyStoryConfig
 from ..models_info.registry import ANYSTORY_NETWORKS, list_files
+from ..models_info.vision_input import Picture, clip_features, picture_latent, subject_picture, zero_picture
 from .cast import Cast, Subject
 from .errors import InputError, sentence_or_true
 from .model_choice import chosen_file, file_version, load_chosen
 from .types import ANYSTORY, CAST, SUBJECT_FEATURES
-from .vision import check_clip_vision, square
+from .vision import check_clip_vision
 
 LEFT_OVER = "what is left over"
 RESEMBLES = "what resembles it"
@@ -136,8 +136,10 @@ class EnsembleAnyStoryEncode(io.ComfyNode):
         if background is not None:
             pictures.append(_whole(background))
         step = _steps(ENCODERS * len(pictures) + 1)
-        zero, *clips = [_clip_features(clip_vision, picture, step) for picture in (_zero(clip_vision), *pictures)]
-        latents = [_latent(vae, picture, config.reference_size, step) for picture in pictures]
+        zero, *clips = [
+            _then(step, clip_features(clip_vision, picture)) for picture in (zero_picture(clip_vision), *pictures)
+        ]
+        latents = [_then(step, picture_latent(vae, picture, config.reference_size)) for picture in pictures]
         masks = [picture.mask.movedim(-1, 1) for picture in pictures]
         seen = [Seen(*parts) for parts in zip(clips, latents, masks, strict=True)]
         place = None if background is None else Background(seen.pop(), background_area == RESEMBLES)
@@ -145,24 +147,9 @@ class EnsembleAnyStoryEncode(io.ComfyNode):
         return io.NodeOutput(encode_features(anystory, names, seen, zero, place, step))
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A square picture for all encoders.
-
-    Attributes:
-        pixels: (1, S, S, 3).
-        mask: (1, S, S, 1), 1 where the subject is.
-    """
-
-    pixels: torch.Tensor
-    mask: torch.Tensor
-
-
 def _cut_out(subject: Subject) -> Picture:
-    """The subject on white, padded to a square."""
     assert subject.mask is not None
-    outside = 1 - subject.mask[..., None].to(subject.image)  # (1, H, W, 1); the padding, white, is outside too
-    return Picture(square(subject.cut_out()), 1 - square(outside))
+    return subject_picture(subject.image, subject.mask)
 
 
 def _whole(background: torch.Tensor) -> Picture:
@@ -180,29 +167,6 @@ def _whole(background: torch.Tensor) -> Picture:
     return Picture(pixels, torch.ones_like(pixels[..., :1]))
 
 
-def _zero(clip_vision: ClipVisionModel) -> Picture:
-    """The zero image, which stands for the background."""
-    side = clip_vision.image_size
-    return Picture(torch.zeros(1, side, side, 3), torch.zeros(1, side, side, 1))
-
-
-def _clip_features(clip_vision: ClipVisionModel, picture: Picture, step: Callable[[], None]) -> torch.Tensor:
-    """F_clip: (1, P, d_clip)."""
-    features = clip_vision.encode_image(picture.pixels)["penultimate_hidden_states"]
-    step()
-    return features
-
-
-def _latent(vae: VAE, picture: Picture, size: int, step: Callable[[], None]) -> torch.Tensor:
-    """(1, channels, size / 8, size / 8)."""
-    pixels = picture.pixels.movedim(-1, 1)  # (1, 3, S, S)
-    if pixels.shape[-1] != size:
-        pixels = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    latent = vae.encode(pixels.movedim(1, -1))
-    step()
-    return latent
-
-
 def _steps(count: int) -> Callable[[], None]:
     """What to call after each of `count` pieces of work: shows progress, and stops where the artist asked for it."""
     progress = comfy.utils.ProgressBar(count)
@@ -212,6 +176,11 @@ def _steps(count: int) -> Callable[[], None]:
         throw_exception_if_processing_interrupted()
 
     return step
+
+
+def _then(step: Callable[[], None], made: torch.Tensor) -> torch.Tensor:
+    step()
+    return made
 
 
 def _check_area(area: str) -> None:

@@ -26,6 +26,11 @@ from . import (
     pose_layout,
     prompt_normalizer,
     sam,
+    training_anystory,
+    training_construction,
+    training_data,
+    training_flux,
+    training_weights,
 )
 
 
@@ -57,5 +62,10 @@ class EnsembleExtension(ComfyExtension):
             appearance,
             infusion,
             delta_bridge,
+            training_construction,
+            training_data,
+            training_flux,
+            training_anystory,
+            training_weights,
         )
         return [node for family in families for node in family.NODES]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.utils
-import node_helpers
 import torch
 from comfy.ldm.flux.model import Flux
 from comfy.model_patcher import ModelPatcher
@@ -13,8 +12,10 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 
 from ..attention_patches.europe import EUROPE, MODES, apply_europe
+from ..attention_patches.flux_call import flux_network
 from ..attention_patches.item_spans import SPANS_KEY
-from ..attention_patches.layout import LAYOUT_KEY, PATCH_SIZE, Layout, Reference, Role, token_grid
+from ..attention_patches.layout import Layout, Reference, token_grid
+from ..attention_patches.reference_latents import encode_reference, shows_pose, with_references
 from .cast import Cast
 from .errors import InputError
 from .types import CAST, LAYOUT
@@ -63,27 +64,20 @@ class EnsembleReferenceLatents(io.ComfyNode):
         cls, conditioning: Any, vae: VAE, cast: Cast, reference_size: int, pose_image: torch.Tensor | None = None
     ) -> io.NodeOutput:
         _check_conditioning(conditioning)
-        compression: Any = vae.spacial_compression_encode()  # one number for pictures; the host types it for video too
-        step = PATCH_SIZE * compression
         spans = next((options[SPANS_KEY] for _, options in conditioning if SPANS_KEY in options), {})
         latents, references = [], []
 
-        def add(picture: torch.Tensor, role: Role, name: str = "", category: str = "") -> None:
-            latents.append(vae.encode(picture))
-            described = tuple((start, stop) for start, stop in spans.get(name, ()))
-            references.append(Reference(role, token_grid(latents[-1]), name, category, described))
-
         progress = comfy.utils.ProgressBar(len(cast.subjects))
         for subject in cast.subjects:
-            add(_resize(subject.cut_out(), reference_size, step), "subject", subject.name, subject.category)
+            latents.append(encode_reference(vae, subject.cut_out(), reference_size))
+            described = tuple((start, stop) for start, stop in spans.get(subject.name, ()))
+            grid = token_grid(latents[-1])
+            references.append(Reference("subject", grid, subject.name, subject.category, described))
             progress.update(1)
         if pose_image is not None and _shows_pose(pose_image):
-            add(_resize(pose_image[..., :3], max(pose_image.shape[1:3]), step), "pose")
-        layout = Layout(tuple(references))
-        if latents:
-            carried = {"reference_latents": latents, LAYOUT_KEY: layout}
-            conditioning = node_helpers.conditioning_set_values(conditioning, carried)
-        return io.NodeOutput(conditioning, layout)
+            latents.append(encode_reference(vae, pose_image[..., :3]))
+            references.append(Reference("pose", token_grid(latents[-1])))
+        return io.NodeOutput(*with_references(conditioning, latents, references))
 
 
 def _check_conditioning(conditioning: Any) -> None:
@@ -102,18 +96,7 @@ def _shows_pose(pose_image: torch.Tensor) -> bool:
             "pose_image",
             f"it holds {len(pose_image)} pictures, a layout has one pose map; pick one with Image From Batch",
         )
-    return bool((pose_image[..., :3] > 0).any())
-
-
-def _resize(picture: torch.Tensor, longer_side: int, step: int) -> torch.Tensor:
-    """(1, H, W, 3) at its own aspect ratio, the longer side as asked, both sides whole tokens of `step` pixels."""
-    height, width = picture.shape[1:3]
-    scale = longer_side / max(height, width)
-    new_width, new_height = (max(step, round(side * scale / step) * step) for side in (width, height))
-    if (new_width, new_height) == (width, height):
-        return picture
-    resized = comfy.utils.common_upscale(picture.movedim(-1, 1), new_width, new_height, "lanczos", "disabled")
-    return resized.movedim(1, -1)
+    return shows_pose(pose_image)
 
 
 class EnsembleEURoPE(io.ComfyNode):
@@ -161,11 +144,10 @@ class EnsembleEURoPE(io.ComfyNode):
 
 def require_flux(node: str, model: ModelPatcher) -> Flux:
     """The model's network; `InputError` where it is not a FLUX.1, whose tokens are 2 x 2 latent pixels."""
-    network = model.model.diffusion_model
-    if not isinstance(network, Flux) or network.patch_size != PATCH_SIZE:
-        wanted = "FLUX.1" if isinstance(network, Flux) else "FLUX"
-        raise InputError(node, "model", f"it is a {type(model.model).__name__} model; connect a {wanted} model")
-    return network
+    try:
+        return flux_network(model)
+    except ValueError as error:
+        raise InputError(node, "model", str(error)) from None
 
 
 NODES: list[type[io.ComfyNode]] = [EnsembleReferenceLatents, EnsembleEURoPE]

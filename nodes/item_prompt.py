@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import node_helpers
 import torch
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
-from ..attention_patches.item_spans import SPANS_KEY, Placed, place_items, token_ranges
-from ..attention_patches.prompt_text import UNKNOWN_READER, PromptError, read_prompt
-from ..attention_patches.prompt_tokens import Token, locate_tokens, text_lanes
+from ..attention_patches.item_prompt import DescriptionError, encode_items
+from ..attention_patches.prompt_text import PromptError, read_prompt
 from .cast import Cast
 from .errors import InputError, require_text, sentence_or_true
 from .token_strip import draw_token_strip
@@ -22,8 +20,6 @@ from .types import CAST
 
 ERROR, APPEND = "error", "append"
 MISSING = (ERROR, APPEND)
-
-Spans = dict[str, list[tuple[int, int]]]
 
 
 class EnsembleItemPrompt(io.ComfyNode):
@@ -80,18 +76,9 @@ class EnsembleItemPrompt(io.ComfyNode):
         _check_cast(cast)
         descriptions = {subject.name: subject.description for subject in cast.subjects}
         with _input_errors():
-            lanes = text_lanes(clip)
-            weighted = not lanes[0].tokenizer.disable_weights
-            placed = place_items(prompt, descriptions, weighted, missing == APPEND)
-            tokens = [locate_tokens(clip, lane, placed.prompt, placed.readable) for lane in lanes]
-        spans = _spans(placed, tokens, cast, min(lane.limit for lane in lanes))
-        conditioning: Any = clip.encode_from_tokens_scheduled(clip.tokenize(placed.prompt))
-        if any(text.shape[1] != min(map(len, tokens)) for text, _ in conditioning):
-            raise InputError(cls.DISPLAY_NAME, "clip", UNKNOWN_READER)
-        strip = draw_token_strip(placed.readable.text, tokens[0], spans)
-        return io.NodeOutput(
-            node_helpers.conditioning_set_values(conditioning, {SPANS_KEY: spans}), torch.from_numpy(strip)[None]
-        )
+            encoded = encode_items(clip, prompt, descriptions, missing == APPEND)
+        strip = draw_token_strip(encoded.placed.readable.text, encoded.tokens, encoded.spans)
+        return io.NodeOutput(encoded.conditioning, torch.from_numpy(strip)[None])
 
 
 @contextmanager
@@ -101,24 +88,10 @@ def _input_errors() -> Iterator[None]:
         yield
     except PromptError as error:
         raise InputError(EnsembleItemPrompt.DISPLAY_NAME, "prompt", str(error)) from None
+    except DescriptionError as error:
+        _refuse_cast(str(error))
     except ValueError as error:
         raise InputError(EnsembleItemPrompt.DISPLAY_NAME, "clip", str(error)) from None
-
-
-def _spans(placed: Placed, lanes: Sequence[Sequence[Token]], cast: Cast, limit: int) -> Spans:
-    spans: Spans = {subject.name: [] for subject in cast.subjects}
-    for occurrence in placed.occurrences:
-        ranges = token_ranges(lanes, occurrence.start, occurrence.stop)
-        length = sum(stop - start for start, stop in ranges)
-        if not ranges:
-            _refuse_cast(f"this text encoder reads nothing in the description of {occurrence.name}; use other words")
-        if length > limit:
-            _refuse_cast(
-                f"the description of {occurrence.name} is {length} tokens long, this text encoder reads {limit} in one go;"
-                " shorten it"
-            )
-        spans[occurrence.name] += ranges
-    return spans
 
 
 def _check_prompt(prompt: str) -> None:

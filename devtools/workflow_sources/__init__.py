@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from devtools.workflow_sources import anystory, astra, one_for_all, poses, seal
+from devtools.workflow_sources import anystory, astra, one_for_all, poses, seal, training
 
 WORKFLOWS = Path(__file__).resolve().parent.parent.parent / "workflows"
 
@@ -14,4 +14,5 @@ WORKFLOW_SOURCES = (
     *seal.WORKFLOWS,
     *anystory.WORKFLOWS,
     *poses.WORKFLOWS,
+    *training.WORKFLOWS,
 )

@@ -18,8 +18,8 @@ def encoded_cast(columns: tuple[int, int]) -> list[Node]:
     """Alice and Bruno as a cast in column 0 and 1, the models and the cast's features in `columns`."""
     models, features = columns
     return [
-        *subject(1, "ensemble_alice.png", "alice", "a woman in a red jumper with a yellow bag", None),
-        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green jumper with a yellow hat", "alice"),
+        *subject(1, "ensemble_alice.png", "alice", "a woman in a red striped shirt and blue trousers", None),
+        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green t-shirt and white trousers", "alice"),
         Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_bruno")}),
         Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
         *tiny_sdxl_models(models),
@@ -46,7 +46,7 @@ TWO_SUBJECTS = Workflow(
     columns=("1. Pictures", "2. Cast", "3. Models and text", "4. Subjects", "5. Picture"),
     nodes=[
         *encoded_cast((2, 3)),
-        text("positive", 2, "a woman and a man walking through a park", "Prompt"),
+        text("positive", 2, "a woman in a red striped shirt and a man in a green t-shirt walking in a park", "Prompt"),
         text("negative", 2, "blurry", "Negative prompt"),
         ROUTED,
         *sdxl_sampling(4, "routed", Link("positive"), Link("negative"), SIZE, "ensemble/anystory"),
@@ -71,7 +71,7 @@ ROUTING_MAPS = Workflow(
     columns=("1. Pictures", "2. Cast", "3. Models and text", "4. Subjects", "5. Picture", "6. Who is where"),
     nodes=[
         *encoded_cast((2, 3)),
-        text("positive", 2, "a woman and a man sitting on a bench", "Prompt"),
+        text("positive", 2, "a woman in a red striped shirt and a man in a green t-shirt sitting side by side", "Prompt"),
         text("negative", 2, "blurry", "Negative prompt"),
         ROUTED,
         *sdxl_sampling(4, "routed", Link("positive"), Link("negative"), SIZE, "ensemble/anystory_maps"),
@@ -160,7 +160,7 @@ ROUTES_SEAL = Workflow(
     columns=("1. Pictures", "2. Cast", "3. Models and text", "4. Subjects and appearances", "5. Picture"),
     nodes=[
         *encoded_cast((2, 3)),
-        text("positive", 2, "a woman and a man walking through a park", "Prompt"),
+        text("positive", 2, "a woman in a red striped shirt and a man in a green t-shirt walking in a park", "Prompt"),
         text("appearance", 2, "a photo of a person", "What the pictures show"),
         text("negative", 2, "blurry", "Negative prompt"),
         ROUTED,

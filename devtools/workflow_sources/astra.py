@@ -9,8 +9,8 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
     name="astra_pose_and_identity",
     columns=("1. Pictures", "2. Cast", "3. Pose", "4. Models and text", "5. References and positions", "6. Picture"),
     nodes=[
-        *subject(1, "ensemble_alice.png", "alice", "a woman in a red jumper with a yellow bag", None),
-        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green jumper with a yellow hat", "alice"),
+        *subject(1, "ensemble_alice.png", "alice", "a woman in a red striped shirt and blue trousers", None),
+        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green t-shirt and white trousers", "alice"),
         Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_bruno")}),
         Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
         Node("prompt", "PrimitiveStringMultiline", 2, {"value": "two people shaking hands"}, title="Prompt"),
@@ -88,9 +88,9 @@ ASTRA_MULTI_SUBJECT = Workflow(
         "6. Picture",
     ),
     nodes=[
-        *subject(1, "ensemble_alice.png", "alice", "a woman in a red jumper with a yellow bag", None),
-        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green jumper with a yellow hat", "alice"),
-        *subject(3, "ensemble_chiyo.png", "chiyo", "a woman in a purple jumper", "bruno"),
+        *subject(1, "ensemble_alice.png", "alice", "a woman in a red striped shirt and blue trousers", None),
+        *subject(2, "ensemble_bruno.png", "bruno", "a man in a green t-shirt and white trousers", "alice"),
+        *subject(3, "ensemble_chiyo.png", "chiyo", "a woman in a purple dotted dress", "bruno"),
         Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_chiyo")}),
         Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
         Node("database", "EnsemblePoseDatabaseLoader", 2),
@@ -113,8 +113,8 @@ ASTRA_MULTI_SUBJECT = Workflow(
             3,
             {
                 "clip": Link("clip"),
-                "text": "a woman in a red jumper with a yellow bag waving, a man in a green jumper with a yellow hat sitting on"
-                " a chair, a woman in a purple jumper dancing",
+                "text": "a woman in a red striped shirt and blue trousers waving, a man in a green t-shirt and white trousers sitting on"
+                " a chair, a woman in a purple dotted dress dancing",
             },
             title="Encode the prompt",
         ),

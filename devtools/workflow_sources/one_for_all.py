@@ -10,11 +10,11 @@ KONTEXT_NOTE = (
     + "- the LoRA of One-for-All through *LoraLoaderModelOnly*, and its DAM file in *Load DAM*\n"
 )
 
-FACE = ("face", "ensemble_face.png", "a woman with short brown hair", "face")
-TOP = ("top", "ensemble_top.png", "a blue jumper with white stripes", "upper garment")
-BOTTOM = ("bottom", "ensemble_bottom.png", "beige trousers with a brown belt", "lower garment")
+FACE = ("face", "ensemble_face.png", "a woman with red hair", "face")
+TOP = ("top", "ensemble_top.png", "a blue striped shirt", "upper garment")
+BOTTOM = ("bottom", "ensemble_bottom.png", "orange trousers", "lower garment")
 BAG = ("bag", "ensemble_bag.png", "a red handbag", "bag")
-DRESS = ("dress", "ensemble_dress.png", "a green dress with white dots", "dress")
+DRESS = ("dress", "ensemble_dress.png", "a green dotted dress", "dress")
 
 Item = tuple[str, str, str, str]
 

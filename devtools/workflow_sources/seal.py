@@ -93,8 +93,8 @@ IDENTITY_AND_POSE = Workflow(
         Node("show_align", "PreviewImage", 2, {"images": Link("align", 2)}, title="Boxes and result"),
         Node("show_report", "PreviewAny", 2, {"source": Link("align", 1)}, title="Report"),
         *tiny_sdxl_models(3),
-        text("positive", 3, "a woman in a red jumper with her hands on her hips, city street", "Prompt"),
-        text("appearance", 3, "a woman in a red jumper", "What the picture shows"),
+        text("positive", 3, "a woman in a red striped shirt and blue trousers with her hands on her hips in a city street", "Prompt"),
+        text("appearance", 3, "a woman in a red striped shirt and blue trousers", "What the picture shows"),
         text("negative", 3, "blurry", "Negative prompt"),
         *controlled(4, Link("positive"), Link("negative"), Link("redraw")),
         cache("alice", 4, Link("appearance"), Link("load_alice"), Link("mask_alice")),
@@ -182,7 +182,7 @@ TWO_SUBJECTS = Workflow(
         text(
             "positive",
             3,
-            "a woman in a red jumper waving and a man in a green jumper sitting with crossed arms",
+            "a woman in a red striped shirt waving and a man in a green t-shirt sitting with crossed arms",
             "Prompt",
         ),
         text("appearance", 3, "a photo of a person", "What the pictures show"),
@@ -229,8 +229,8 @@ RESTYLE_BY_TEXT = Workflow(
     nodes=[
         *picture("alice", "ensemble_alice.png", "Who"),
         *tiny_sdxl_models(1),
-        text("positive", 1, "a woman in a blue raincoat", "What it shall become"),
-        text("appearance", 1, "a woman in a red jumper", "What the picture shows"),
+        text("positive", 1, "a woman in a blue coat and blue trousers", "What it shall become"),
+        text("appearance", 1, "a woman in a red striped shirt and blue trousers", "What the picture shows"),
         text("quality", 1, "high quality, sharp", "Quality words"),
         text("negative", 1, "blurry", "Negative prompt"),
         cache("alice", 2, Link("appearance"), Link("load_alice"), Link("mask_alice")),
@@ -276,7 +276,7 @@ RESTYLE_BY_TEXT = Workflow(
         Note(
             2,
             "What to try",
-            """The picture shows a red jumper, the prompt asks for a blue raincoat. Delta-Bridge pushes along the **difference of
+            """The picture shows a red striped shirt, the prompt asks for a blue coat. Delta-Bridge pushes along the **difference of
 the two prompts**, smoothed so that it moves shapes and colours and leaves texture to the infusion.
 
 **strength** 0 switches it off. **blur_rounds**: more rounds, coarser changes. **end_percent**: after that, only the infusion works.

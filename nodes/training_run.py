@@ -1,0 +1,140 @@
+"""What the training nodes have in common: a training run inside ComfyUI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
+
+from ..training.config import TrainingConfig, read_config
+from ..training.data import TrainingData
+from ..training.errors import TrainingError
+from ..training.loop import TrainingResult, train
+from ..training.loss_plot import loss_plot
+from ..training.progress import Progress
+from ..training.task import Task
+from ..training.terminal import progress_line
+from .errors import InputError, sentence_or_true
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+RUNS = "ensemble_training"  # below ComfyUI's output folder
+PREVIEW_SECONDS = 2.0
+
+
+def config_input(config: type[TrainingConfig], settings: str) -> io.String.Input:
+    """The input `config` of a training node; `settings` are some that an artist may want to change, in words."""
+    return io.String.Input(
+        "config",
+        default="",
+        multiline=True,
+        tooltip="Settings as JSON; what is left out is as in the paper, and so is all of it where this is empty."
+        f" {settings} Another name for the run begins another one; the same name continues it.",
+        placeholder=f'{{"run": "my_run", "steps": {config.steps}, "learning_rate": {config.learning_rate}}}',
+    )
+
+
+def check_config(node: str, config: type[Config], text: str) -> Config:
+    """The settings of a node's input `config`.
+
+    Raises:
+        InputError: they will not do.
+    """
+    try:
+        return read_config(config, text)
+    except TrainingError as error:
+        raise InputError(node, "config", str(error)) from None
+
+
+def config_sentence(node: str, config: type[TrainingConfig], text: str | None) -> bool | str:
+    """What `validate_inputs` returns about the input `config`."""
+    return sentence_or_true(lambda given: check_config(node, config, given), text)
+
+
+def run_training(
+    node: str, build: Callable[[], tuple[Task, TrainingData]], config: TrainingConfig
+) -> tuple[TrainingResult, torch.Tensor]:
+    """Train, with progress in the page, into output/ensemble_training/<run>; the result and its loss plot (1, H, W, 3).
+
+    Args:
+        build: makes the task and its data; called where gradients can be computed.
+
+    Raises:
+        InputError: the training cannot begin or go on.
+        InterruptProcessingException: the artist stopped it; there is a checkpoint.
+    """
+    folder = Path(folder_paths.get_output_directory()) / RUNS / config.run
+    comfy.model_management.unload_all_models()  # what earlier nodes left on the device
+    try:
+        # The host runs nodes in inference mode, whose tensors no gradient passes.
+        with torch.inference_mode(False), torch.enable_grad():
+            task, data = _built(node, build)
+            result = train(task, data, config, folder, PageReport(config.steps))
+    except TrainingError as error:
+        raise InputError(node, error.input_name, str(error)) from None
+    plot = np.asarray(loss_plot(result.history), dtype=np.float32) / 255.0
+    return result, torch.from_numpy(plot)[None]
+
+
+def _built(node: str, build: Callable[[], tuple[Task, TrainingData]]) -> tuple[Task, TrainingData]:
+    try:
+        return build()
+    except TrainingError:
+        raise
+    except ValueError as error:  # a model that no trainer knows
+        raise InputError(node, "model", str(error)) from None
+
+
+class PageReport:
+    """Shows a training in the page: the bar, the numbers below it, and the loss plot beside the newest sample picture."""
+
+    def __init__(self, steps: int) -> None:
+        self.bar = comfy.utils.ProgressBar(steps)
+        self.entries: list[dict[str, float]] = []
+        self.picture: Image.Image | None = None
+        self.shown = float("-inf")
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.note:
+            _show_text(progress.note + ".")
+            return
+        self.entries.append({"step": progress.step, "loss": progress.loss})
+        if progress.picture is not None:
+            pixels = (progress.picture.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+            self.picture = Image.fromarray(pixels)
+        now = time.monotonic()
+        if progress.picture is None and progress.step < progress.steps and now - self.shown < PREVIEW_SECONDS:
+            self.bar.update_absolute(progress.step)  # raises where the artist stopped it
+            return
+        self.shown = now
+        _show_text(progress_line(progress))
+        self.bar.update_absolute(progress.step, preview=("PNG", self._preview(), None))
+
+    def _preview(self) -> Image.Image:
+        plot = loss_plot(self.entries)
+        if self.picture is None:
+            return plot
+        width = max(1, round(self.picture.width * plot.height / self.picture.height))
+        both = Image.new("RGB", (plot.width + width, plot.height))
+        both.paste(plot, (0, 0))
+        both.paste(self.picture.resize((width, plot.height), Image.Resampling.LANCZOS), (plot.width, 0))
+        return both
+
+
+def _show_text(text: str) -> None:
+    """Write below the node that is running, where there is a page."""
+    server: Any = getattr(PromptServer, "instance", None)
+    context = get_executing_context()
+    if server is not None and context is not None:
+        server.send_progress_text(text, context.node_id)

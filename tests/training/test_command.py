@@ -1,0 +1,170 @@
+"""The command line as processes of its own: killed, stopped, on a full disk, with bad arguments."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from comfyui_ensemble.training.checkpoint import read_checkpoint
+from comfyui_ensemble.training.command import TRAINERS, main
+from devtools.toy_training import command
+
+
+def newest(out: Path) -> Path:
+    return sorted((out / "checkpoints").glob("step-*.safetensors"))[-1]
+
+
+# The processes that are killed are forked from one that has imported everything, where the system can do that.
+_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+@pytest.fixture(scope="module")
+def start() -> Callable[..., Any]:
+    """`start(out, *arguments)`: the command with the toy trainer, as a process of its own."""
+    context: Any = multiprocessing.get_context(_START)
+    if _START == "forkserver":
+        context.set_forkserver_preload(["devtools.toy_training"])
+
+    def begin(out: Path, *arguments: str, **around: Any) -> Any:
+        process = context.Process(target=command, args=("--out", str(out), *arguments), kwargs=around)
+        process.start()
+        return process
+
+    return begin
+
+
+def finished(process: Any) -> int:
+    process.join(120)
+    return process.exitcode
+
+
+def weights(out: Path) -> bytes:
+    return (out / "weights" / "loras" / "training.safetensors").read_bytes()
+
+
+def wait_for(path: Path, process: Any) -> None:
+    for _ in range(6000):
+        if path.exists() or not process.is_alive():
+            return
+        time.sleep(0.01)
+
+
+def test_killed_at_random_moments_and_resumed_is_bit_identical(tmp_path: Path, start: Callable[..., Any]) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"steps": 60, "save_every": 2, "picture_every": 7, "accumulation": 2, "keep": 2}))
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    assert finished(start(through, "--config", str(config))) == 0
+    random = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
+    for attempt in range(5):
+        process = start(killed, "--config", str(config), "--step-seconds", "0.01")
+        wait_for(killed / "checkpoints", process)
+        time.sleep(random.uniform(0, 0.4))
+        process.kill()
+        assert finished(process) in (-signal.SIGKILL, 0), attempt
+    assert finished(start(killed, "--config", str(config))) == 0
+    assert weights(killed) == weights(through)
+    assert (killed / "log.jsonl").read_text() == (through / "log.jsonl").read_text()
+    ended = [sorted(path.name for path in (out / "checkpoints").iterdir()) for out in (through, killed)]
+    assert ended[0] == ended[1] == ["step-00000058.safetensors", "step-00000060.safetensors"]
+    for name in ended[0]:
+        assert (killed / "checkpoints" / name).read_bytes() == (through / "checkpoints" / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint(tmp_path: Path, start: Callable[..., Any], number: int) -> None:
+    process = start(tmp_path, "--step-seconds", "0.02")
+    wait_for(tmp_path / "checkpoints", process)
+    os.kill(process.pid, number)
+    assert finished(process) == 130
+    steps = len((tmp_path / "log.jsonl").read_text().splitlines())
+    assert newest(tmp_path).name == f"step-{steps:08d}.safetensors" and 5 <= steps < 40
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands for the full disk")
+def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, start: Callable[..., Any]) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"steps": 10}))
+    out = tmp_path / "out"
+    wide = ("--width", "4096", "--config", str(config))
+    assert finished(start(out, *wide)) == 0
+    before = newest(out).read_bytes()
+    config.write_text(json.dumps({"steps": 40}))
+    assert finished(start(out, *wide, largest_file=200_000, said=tmp_path / "said")) == 2
+    said = (tmp_path / "said").read_text()
+    assert "the checkpoint of step 15 could not be written" in said and "File too large" in said
+    assert "step-00000010.safetensors is whole" in said and "Traceback" not in said
+    assert newest(out).name == "step-00000010.safetensors" and newest(out).read_bytes() == before
+    assert not list((out / "checkpoints").glob(".*"))
+    assert finished(start(out, *wide)) == 0
+
+
+def test_weights_are_left_in_the_folder_and_saved_by_name(tmp_path: Path, toy: None) -> None:
+    assert main(["toy", "--out", str(tmp_path)]) == 0
+    saved = load_file(tmp_path / "weights" / "loras" / "training.safetensors")
+    checkpoint = read_checkpoint(newest(tmp_path))
+    for name, value in saved.items():
+        assert (value == checkpoint.tensors[f"average/{name}"]).all()
+    assert (tmp_path / "weights" / "loras" / "training_shift.safetensors").is_file()
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TRAINERS, "toy", "devtools.toy_training")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "there is no trainer 'nothing'; choose one of: "),
+        (["toy", "--save-as", "../away"], "'../away' cannot be a file's name"),
+        (["toy", "--config", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_bad_arguments(
+    tmp_path: Path, toy: None, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and "Traceback" not in printed and len(printed.strip().splitlines()) == 1
+
+
+def test_a_bad_setting_and_another_run_are_said_in_a_sentence(
+    tmp_path: Path, toy: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"learning_rate": NaN}')
+    assert main(["toy", "--out", str(tmp_path / "out"), "--config", str(config)]) == 2
+    assert capsys.readouterr().err == "learning_rate is nan; give a number above 0, such as 0.0001.\n"
+    config.write_text('{"steps": 3}')
+    assert main(["toy", "--out", str(tmp_path / "out"), "--config", str(config)]) == 0
+    config.write_text('{"steps": 3, "seed": 5}')
+    capsys.readouterr()
+    assert main(["toy", "--out", str(tmp_path / "out"), "--config", str(config)]) == 2
+    assert "with seed 0, not 5" in capsys.readouterr().err
+    assert main(["toy", "--out", str(tmp_path / "out"), "--config", str(config), "--fresh"]) == 0
+
+
+def test_help_lists_the_trainers(toy: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "toy " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["toy", "--help"])
+    assert ended.value.code == 0 and "--step-seconds" in capsys.readouterr().out
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, toy: None, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["toy", "--out", str(tmp_path)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("step 1/40: loss ")
+    assert any(line.startswith("step 40/40: loss ") and "waited for data" in line for line in lines)
+    assert len(lines) < 12 and not any("\r" in line for line in lines)

@@ -1,0 +1,239 @@
+"""AnyStory, stage 1: QFormer, ReferenceNet and the new key and value matrices (section 3.4, "Subject encoder training").
+
+The loss is the model's own diffusion loss (Eq. 1). There is no router yet, and the paper says of where a subject's features go
+meanwhile only that the encoder learns undesirable biases for backgrounds from its pure white ones (section 3.3), so they go
+everywhere. Hence two readings:
+
+- `regions` "picture", the paper's: a picture is paired with one subject, whose features every pixel attends to. Of several
+  subjects in a picture one is drawn
+- `regions` "masks": all subjects of a picture at once, each on its own mask, and the zero image, which stands for the
+  background, on the rest, as the router does it later. For data with instance masks of several subjects
+
+"We drop the CLIP subject conditioning during training on 10% of the images" (section 4.1): E of the zero image stands for E of all
+its subjects there, and the references stay. `reference_dropout` is its counterpart for the ReferenceNet, which the paper
+has not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from comfy.clip_vision import ClipVisionModel
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+
+from ..attention_patches.anystory_file import AnyStory, make_anystory
+from ..attention_patches.anystory_injection import injection_from_base
+from ..attention_patches.anystory_network import SDXL_ANYSTORY, AnyStoryConfig, fresh_anystory
+from ..attention_patches.anystory_rows import GivenMasks, RowCall, RowSubjects, everywhere, with_rows
+from ..attention_patches.reference_net import LATENT_FACTOR, unet_sizes
+from ..attention_patches.unet_layers import attention_layers
+from .anystory_task import (
+    OPTIONS,
+    AnyStoryTask,
+    check_vision,
+    gather_masks,
+    gather_subjects,
+    load_checkpoint,
+    require_subjects,
+)
+from .arguments import add_data_arguments, add_model_arguments, load_data
+from .augment import dropped
+from .command import Trainer
+from .config import TrainingConfig, at_least, share
+from .data import TrainingData
+from .encoding import keep_in_memory
+from .errors import TrainingError
+from .groups import grouped, in_batch_order
+from .models import load_clip, load_sdxl, load_vae, load_vision
+from .randomness import generator
+from .sample import TrainingSample
+from .sdxl_encoding import SDXLEncoders
+from .sdxl_task import check_encoders, diffusion_loss, noisy_rows
+from .task import Prepared
+
+PICTURE, MASKS = "picture", "masks"
+TRAINED = ("encoder", "reference_net", "injection")
+
+
+@dataclass(frozen=True)
+class AnyStoryEncoderConfig(TrainingConfig):
+    """The paper's numbers; where it prints none (widths, steps), a choice of ours.
+
+    Attributes:
+        regions: where a subject's features go; see above.
+        reference_dropout: share of samples that learn without the ReferenceNet's features.
+        queries, qformer_width, qformer_heads, qformer_layers, router_width, reference_size: of a fresh network; see
+            `AnyStoryConfig`.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    condition_dropout: float = 0.1
+    regions: Literal["picture", "masks"] = PICTURE
+    reference_dropout: float = 0.0
+    queries: int = SDXL_ANYSTORY.queries
+    qformer_width: int = SDXL_ANYSTORY.qformer_width
+    qformer_heads: int = SDXL_ANYSTORY.qformer_heads
+    qformer_layers: int = SDXL_ANYSTORY.qformer_layers
+    router_width: int = SDXL_ANYSTORY.router_width
+    reference_size: int = SDXL_ANYSTORY.reference_size
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self, "reference_dropout")
+        for name in ("queries", "qformer_width", "qformer_heads", "qformer_layers", "router_width"):
+            at_least(self, name, 1)
+        if self.qformer_width % self.qformer_heads:
+            raise TrainingError(
+                f"qformer_width is {self.qformer_width}, which {self.qformer_heads} heads do not divide; choose"
+                " qformer_heads that do"
+            )
+        at_least(self, "reference_size", 4 * LATENT_FACTOR)
+        if self.reference_size % LATENT_FACTOR:
+            raise TrainingError(f"reference_size is {self.reference_size}; it must be a multiple of {LATENT_FACTOR}")
+
+
+class AnyStoryEncoderTask(AnyStoryTask):
+    """Stage 1."""
+
+    name = "AnyStory encoder"
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        encoders: SDXLEncoders,
+        anystory: AnyStory,
+        config: AnyStoryEncoderConfig,
+        shown: TrainingSample | None = None,
+    ) -> None:
+        super().__init__(model, encoders, anystory, config, TRAINED, shown)
+        self.settings = config
+
+    def prepare(self, sample: TrainingSample, position: int) -> Prepared:
+        require_subjects(sample)
+        if self.settings.regions == MASKS:
+            return self.prepare_subjects(sample, sample.subjects, with_masks=True)
+        place = torch.randint(len(sample.subjects), (), generator=generator(self.config.seed, "subject", position))
+        return self.prepare_subjects(sample, (sample.subjects[int(place)],), with_masks=False)
+
+    def losses(self, batch: Sequence[Prepared], positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        groups = grouped(batch, lambda row: row["latent"].shape)
+        parts = [self._losses([batch[i] for i in group], [positions[i] for i in group]) for group in groups]
+        return {"loss": in_batch_order(groups, parts)}
+
+    def _losses(self, batch: Sequence[Prepared], positions: Sequence[int]) -> torch.Tensor:
+        rows = noisy_rows(self.model, batch, positions, self.config.seed)
+        assign: Any = GivenMasks(gather_masks(batch, self.device)) if self.settings.regions == MASKS else everywhere
+        call = RowCall(self.anystory.injecting.model, self._subjects(batch, positions), assign)
+        return diffusion_loss(self.model, rows, partial(with_rows, call=call))
+
+    def _subjects(self, batch: Sequence[Prepared], positions: Sequence[int]) -> RowSubjects:
+        seen = gather_subjects(batch, self.zero, self.device)
+        encoding: Any = self.anystory.encoding.model
+        entries, places = seen.entries(), seen.places
+        nobody = len(seen.latents)
+        without_clip = self._dropped("clip", self.config.condition_dropout, positions)
+        entries = entries.masked_fill(without_clip, nobody)
+        places = places.masked_fill(self._dropped("reference", self.settings.reference_dropout, positions), nobody)
+        if self.settings.regions == PICTURE:
+            entries = entries[:, :1]  # there is no background
+        return RowSubjects(
+            encoding.encoder(seen.clip, OPTIONS)[entries],
+            encoding.reference_net(seen.latents, seen.masks, OPTIONS),
+            places,
+        )
+
+    def _dropped(self, purpose: str, part: float, positions: Sequence[int]) -> torch.Tensor:
+        """Which rows learn without a condition, (B, 1) bool."""
+        left_out = [dropped(self.config.seed, purpose, position, part) for position in positions]
+        return torch.tensor(left_out, device=self.device)[:, None]
+
+
+def fresh_network(
+    model: ModelPatcher, clip_vision: ClipVisionModel, config: AnyStoryEncoderConfig
+) -> tuple[dict[str, torch.Tensor], AnyStoryConfig]:
+    """The network that training starts with: the ReferenceNet and the new matrices as copies of the model's own weights."""
+    unet: Any = model.model.diffusion_model
+    width = next(layer.context_width for layer in attention_layers(unet))
+    assert width is not None
+    sizes = AnyStoryConfig(
+        text_width=width,
+        clip_width=clip_vision.config["hidden_size"],
+        clip_depth=clip_vision.config["num_hidden_layers"],
+        queries=config.queries,
+        qformer_width=config.qformer_width,
+        qformer_heads=config.qformer_heads,
+        qformer_layers=config.qformer_layers,
+        router_width=config.router_width,
+        reference_size=config.reference_size,
+        unet=unet_sizes(model.model.model_config.unet_config),
+    )
+    weights = fresh_anystory(sizes, config.seed, unet.state_dict())
+    copied = {f"injection.{name}": value.float().cpu() for name, value in injection_from_base(unet).items()}
+    return {**weights, **copied}, sizes
+
+
+def anystory_encoder(
+    model: ModelPatcher,
+    vae: VAE,
+    clip: CLIP,
+    clip_vision: ClipVisionModel,
+    data: TrainingData,
+    config: AnyStoryEncoderConfig,
+    anystory: AnyStory | None = None,
+) -> tuple[AnyStoryEncoderTask, TrainingData]:
+    """Stage 1 and its data.
+
+    Args:
+        anystory: where training starts; None for a fresh network.
+
+    Raises:
+        TrainingError: something does not fit; says at which input.
+    """
+    if config.augment_references:
+        data = data.with_augmentation()
+    encoders = SDXLEncoders(vae, clip, clip_vision, keep_in_memory(len(data)))
+    check_encoders(model, encoders)
+    check_vision(clip_vision)
+    if anystory is None:
+        with torch.inference_mode(False), torch.no_grad():
+            anystory = make_anystory(*fresh_network(model, clip_vision, config))
+    shown = data.load(data.batch(0, 1)[0]) if config.picture_every else None
+    return AnyStoryEncoderTask(model, encoders, anystory, config, shown), data
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of both stages' commands."""
+    add_model_arguments(parser, "model", "vae", "clip", "clip_vision")
+    add_data_arguments(parser, resolution=1024, reference_resolution=512)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.add_argument(
+        "--anystory", type=Path, metavar="FILE", help="a checkpoint to begin with; without one, a fresh network"
+    )
+
+
+def _build(chosen: argparse.Namespace, config: TrainingConfig) -> tuple[AnyStoryEncoderTask, TrainingData]:
+    assert isinstance(config, AnyStoryEncoderConfig)
+    data = load_data(chosen, config)  # first: what is wrong with it is known before the models are loaded
+    anystory = None if chosen.anystory is None else load_checkpoint(chosen.anystory)
+    model, vae, clip = load_sdxl(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=False)
+    return anystory_encoder(model, vae, clip, load_vision(chosen.clip_vision), data, config, anystory)
+
+
+TRAINER = Trainer(
+    description="AnyStory, stage 1: QFormer, ReferenceNet, new keys and values",
+    config=AnyStoryEncoderConfig,
+    add_arguments=_add_arguments,
+    build=_build,
+)

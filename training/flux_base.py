@@ -1,0 +1,119 @@
+"""The training of a whole FLUX-architecture model on captions; it made the base of this pack's tiny models.
+
+With references and pose maps as context, by choice, so that such a base knows what they are for, as FLUX.1-Kontext does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+
+from ..attention_patches.europe import EUROPE, apply_europe
+from ..attention_patches.layout import Layout
+from .arguments import add_data_arguments, add_keep_argument, add_model_arguments, load_data, load_keep
+from .command import Trainer
+from .data import TrainingData
+from .encoding import Keep, keep_in_memory
+from .flux_config import FluxConfig
+from .flux_encoding import FluxEncoders
+from .flux_setup import drawn_data, flux_encoders, shown_sample
+from .flux_task import Absent, FluxTask, require_smaller_references
+from .model import TrainableModel
+from .models import load_clip, load_flux, load_vae
+from .sample import TrainingSample
+from .task import Prepared, WeightFile, Weights
+
+DIFFUSION_MODELS = "diffusion_models"
+OWN = "the model's own"
+
+
+@dataclass(frozen=True)
+class FluxBaseConfig(FluxConfig):
+    """Settings for small models.
+
+    Attributes:
+        references, pose_maps: whether these are shown as context.
+        mode: where they stand: where the host puts references when no node places them, or as in EURoPE Positions.
+        saved_as: the numbers of the file.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 16
+    learning_rate: float = 3e-4
+    warmup_steps: int = 1_000
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    ema_decay: float = 0.999
+    condition_dropout: float = 0.1
+    reference_dropout: float = 0.1
+    pose_dropout: float = 0.1
+    picture_guidance: float = 1.0
+    references: bool = True
+    pose_maps: bool = True
+    mode: Literal["the model's own", "EURoPE", "symmetric RoPE", "symmetric UnoPE"] = EUROPE
+    saved_as: Literal["bf16", "fp32"] = "bf16"
+
+
+class FluxBase(FluxTask):
+    """Trains every weight of a FLUX."""
+
+    name = "FLUX base"
+    config: FluxBaseConfig
+
+    def __init__(
+        self, model: TrainableModel, encoders: FluxEncoders, config: FluxBaseConfig, shown: TrainingSample | None = None
+    ) -> None:
+        self.shows_references, self.shows_pose = config.references, config.pose_maps
+        super().__init__(model, encoders, config, shown)
+
+    def place(self, model: ModelPatcher, layout: Layout) -> ModelPatcher:
+        return model if self.config.mode == OWN else apply_europe(model, layout, self.config.mode)
+
+    def encode(self, sample: TrainingSample, absent: Absent) -> Prepared:
+        prepared = super().encode(sample, absent)
+        return prepared if self.config.mode == OWN else require_smaller_references(prepared)
+
+    def weights(self) -> Weights:
+        dtype = torch.bfloat16 if self.config.saved_as == "bf16" else torch.float32
+        state = {name: value.to(dtype) for name, value in self.model.full_state().items()}
+        return Weights((WeightFile(DIFFUSION_MODELS, "", state, {}),))
+
+
+def flux_base(
+    model: ModelPatcher, vae: VAE, clip: CLIP, data: TrainingData, config: FluxBaseConfig, keep: Keep | None = None
+) -> tuple[FluxBase, TrainingData]:
+    """The training of a whole FLUX and the data as it draws them.
+
+    Args:
+        keep: how encodings are kept; in memory, unless the data is as good as endless, where it is None.
+
+    Raises:
+        TrainingError: something does not fit; says at which input.
+    """
+    encoders = flux_encoders(model, vae, clip, None, keep or keep_in_memory(len(data)))
+    trainable = TrainableModel(model, "full", gradient_checkpointing=config.gradient_checkpointing)
+    return FluxBase(trainable, encoders, config, shown_sample(data, config)), drawn_data(data, config)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser, "model", "vae", "clip")
+    add_keep_argument(parser)
+    add_data_arguments(parser, resolution=128, reference_resolution=64)
+
+
+def _build(chosen: argparse.Namespace, config: FluxBaseConfig) -> tuple[FluxBase, TrainingData]:
+    data = load_data(chosen, config)  # first: what is wrong with it is known before the models are loaded
+    model, vae, clip = load_flux(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=True)
+    return flux_base(model, vae, clip, data, config, load_keep(chosen, vae, clip))
+
+
+TRAINER = Trainer(
+    description="every weight of a small FLUX-architecture model",
+    config=FluxBaseConfig,
+    add_arguments=_add_arguments,
+    build=_build,
+)
