@@ -123,7 +123,7 @@ def rows() -> list[dict[str, Any]]:
     device = comfy.model_management.get_torch_device()
     found = []
     for case in cases(device.type == "cpu"):
-        base = _model(case, device)
+        base = random_model(case, device)
         plain, checkpointed = (_ours(case, base, on) for on in (False, True))
         host = _host(case, base)
         place = {"device": str(device)}
@@ -144,7 +144,7 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def _model(case: Case, device: torch.device) -> ModelPatcher:
+def random_model(case: Case, device: torch.device) -> ModelPatcher:
     """The host's own model; its numbers are random but repeat themselves, which takes less time to make."""
     case.config.set_inference_dtype(torch.bfloat16, None)
     model = case.config.get_model({}, device=device)

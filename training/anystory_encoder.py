@@ -37,6 +37,7 @@ from ..attention_patches.unet_layers import attention_layers
 from .anystory_task import (
     OPTIONS,
     AnyStoryTask,
+    check_models,
     check_vision,
     gather_masks,
     gather_subjects,
@@ -206,6 +207,7 @@ def anystory_encoder(
     if anystory is None:
         with torch.inference_mode(False), torch.no_grad():
             anystory = make_anystory(*fresh_network(model, clip_vision, config))
+    check_models(model, encoders, anystory.config)
     shown = data.load(data.batch(0, 1)[0]) if config.picture_every else None
     return AnyStoryEncoderTask(model, encoders, anystory, config, shown), data
 

@@ -32,6 +32,7 @@ from .anystory_task import (
     OPTIONS,
     AnyStoryTask,
     Subjects,
+    check_models,
     gather_masks,
     gather_subjects,
     load_checkpoint,
@@ -200,6 +201,7 @@ def anystory_router(
     if config.augment_references:
         data = data.with_augmentation()
     encoders = SDXLEncoders(vae, clip, clip_vision, keep_in_memory(len(data)))
+    check_models(model, encoders, anystory.config)
     shown = data.load(data.batch(0, 1)[0]) if config.picture_every else None
     return AnyStoryRouterTask(model, encoders, anystory, config, shown), data
 

@@ -124,15 +124,12 @@ class AnyStoryTask:
     """The common half of both trainings.
 
     Args:
-        model: SDXL, the one that `anystory` is for; stays as it is.
+        model: SDXL, the one that `anystory` is for (see `check_models`); stays as it is.
         encoders: with a CLIP vision model.
         anystory: where training starts; stays as it is.
         config: settings.
         trained: names of the network's modules that are trained.
         shown: what sample pictures show.
-
-    Raises:
-        TrainingError: models that do not belong together.
     """
 
     name = ""
@@ -146,7 +143,6 @@ class AnyStoryTask:
         trained: Sequence[str],
         shown: TrainingSample | None = None,
     ) -> None:
-        check_models(model, encoders, anystory.config)
         self.encoders, self.config, self.shown = encoders, config, shown
         self.model = TrainableModel(model, "frozen", gradient_checkpointing=config.gradient_checkpointing)
         self.anystory = trained_copy(anystory, trained, config.gradient_checkpointing)

@@ -29,7 +29,6 @@ from comfyui_ensemble.training.config import read_config
 from comfyui_ensemble.training.data import TrainingData
 from comfyui_ensemble.training.errors import TrainingError
 from comfyui_ensemble.training.randomness import generator
-from comfyui_ensemble.training.sdxl_encoding import SDXLEncoders
 from comfyui_ensemble.training.weights import save_weights
 from devtools.coloured_scenes import NETWORK, QUICK, brief_base, coloured_data, in_double, lively_vae
 from devtools.training_checks import UNSEEN, disturb, learn_by_heart, losses, prepared_batch, slopes
@@ -356,7 +355,7 @@ def test_bad_input_is_one_sentence(make, base, flux, vae, small_vae, clip, visio
             read_config(AnyStoryEncoderConfig, text)
 
 
-def test_encoders_know_each_other(sdxl, sdxl_vae, vision, sdxl_clip, anystory):
+def test_the_text_encoder_is_the_models(sdxl, sdxl_vae, vision, sdxl_clip, anystory):
     with pytest.raises(TrainingError, match="its text is 64 wide, the model reads 384") as caught:
-        AnyStoryEncoderTask(sdxl, SDXLEncoders(sdxl_vae, sdxl_clip, vision), anystory, CONFIG)
+        anystory_encoder(sdxl, sdxl_vae, sdxl_clip, vision, coloured_data(), CONFIG, anystory)
     assert caught.value.input_name == "clip"

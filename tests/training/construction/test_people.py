@@ -23,7 +23,12 @@ def person(left: float, top: float, width: float, height: float, seed: int = 0) 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_best_of_all_assignments(seed):
     random = np.random.default_rng(seed)
-    people = np.stack([person(*random.uniform(0, 60, 2), *random.uniform(20, 60, 2), seed + n) for n in range(4)])
+    people = np.stack(
+        [
+            person(x, y, width, height, seed + number)
+            for number, (x, y, width, height) in enumerate(random.uniform((0, 0, 20, 20), 60, (4, 4)))
+        ]
+    )
     boxes = [
         (x, y, x + w, y + h)
         for x, y, w, h in np.column_stack([random.uniform(0, 60, (3, 2)), random.uniform(20, 80, (3, 2))])

@@ -1,0 +1,114 @@
+"""What a step of AnyStory's two trainings costs at SDXL's block sizes: rows for ``dev.py bench``.
+
+The U-Net and the ReferenceNet have SDXL's levels with one residual and one transformer block each, and the network AnyStory's
+own sizes; one picture with two subjects. Base weights and computation in bfloat16, what is trained in float32. Peak memory is
+that of the tensors a step makes, without those that are there before it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from comfyui_ensemble.attention_patches.anystory_file import AnyStory, make_anystory
+from comfyui_ensemble.attention_patches.anystory_network import SDXL_ANYSTORY, AnyStoryConfig, fresh_anystory
+from comfyui_ensemble.attention_patches.reference_net import unet_sizes
+from comfyui_ensemble.training.anystory_encoder import AnyStoryEncoderConfig, AnyStoryEncoderTask
+from comfyui_ensemble.training.anystory_router import AnyStoryRouterConfig, AnyStoryRouterTask
+from comfyui_ensemble.training.anystory_task import AnyStoryTask
+from comfyui_ensemble.training.checkpointing import host_in_training
+from comfyui_ensemble.training.task import Prepared
+from devtools.bench_training import GIB, SDXLPart, cases, random_model
+from devtools.tensor_memory import TensorMemory
+
+SUBJECTS, PATCHES = 2, 257  # of CLIP ViT-H/14
+
+
+@dataclass
+class RandomEncoders:
+    """In the place of encoders of gigabytes: what they would give is made up."""
+
+    device: torch.device
+
+    def zero(self) -> torch.Tensor:
+        """As `SDXLEncoders.zero`."""
+        return torch.randn(1, PATCHES, SDXL_ANYSTORY.clip_width)
+
+
+def rows() -> list[dict[str, Any]]:
+    """Step time and peak memory of both stages, with and without gradient checkpointing."""
+    device = comfy.model_management.get_torch_device()
+    case = cases(device.type == "cpu")[1]
+    model = random_model(case, device)
+    sizes = replace(
+        SDXL_ANYSTORY,
+        unet=unet_sizes(SDXLPart.unet_config | {"num_heads": -1, "num_head_channels": 64}),
+        reference_size=8 * min(64, case.size[0]),
+    )
+    anystory = make_anystory({name: value.bfloat16() for name, value in fresh_anystory(sizes, 0).items()}, sizes)
+    found = []
+    for stage in ("encoder", "router"):
+        for checkpointing in (False, True):
+            seconds, peak = _measured(_task(stage, model, anystory, checkpointing), _sample(sizes, case.size), device)
+            words = ", checkpointing" if checkpointing else ""
+            title = f"AnyStory {stage}, SDXL blocks, latent {case.size[0]} x {case.size[1]}, {SUBJECTS} subjects{words}"
+            name = f"Training step, {title} (peak {peak / GIB:.2f} GiB)"
+            place = {"device": str(device)}
+            found.append({"name": name, "s": seconds, "promised": "no promise", "met": True, **place})
+            gc.collect()
+    return found
+
+
+def _task(stage: str, model: ModelPatcher, anystory: AnyStory, checkpointing: bool) -> AnyStoryTask:
+    encoders: Any = RandomEncoders(model.load_device)
+    if stage == "router":
+        return AnyStoryRouterTask(model, encoders, anystory, AnyStoryRouterConfig(gradient_checkpointing=checkpointing))
+    settings = AnyStoryEncoderConfig(gradient_checkpointing=checkpointing, regions="masks")
+    return AnyStoryEncoderTask(model, encoders, anystory, settings)
+
+
+def _sample(sizes: AnyStoryConfig, size: tuple[int, int]) -> Prepared:
+    reference = sizes.reference_size // 8
+    masks = torch.zeros(SUBJECTS, *size)
+    masks[0, :, : size[1] // 3], masks[1, :, size[1] // 2 :] = 1, 1
+    return {
+        "latent": comfy.latent_formats.SDXL().process_in(torch.randn(4, *size)),
+        "text": torch.randn(77, sizes.text_width),
+        "pooled": torch.randn(1280),
+        "size": torch.tensor([8 * side for side in size]),
+        "clip": torch.randn(SUBJECTS, PATCHES, sizes.clip_width),
+        "reference": torch.randn(SUBJECTS, 4, reference, reference),
+        "reference_mask": torch.ones(SUBJECTS, 1, reference, reference),
+        "masks": masks,
+    }
+
+
+def _measured(task: AnyStoryTask, sample: Prepared, device: torch.device) -> tuple[float, int]:
+    """Seconds of the fastest step, and the most bytes its tensors take at once."""
+    made: Any = task
+    parameters = [value for module in task.modules().values() for value in module.parameters() if value.requires_grad]
+
+    def step() -> None:
+        for value in parameters:
+            value.grad = None
+        with host_in_training(), torch.autocast(device.type, dtype=torch.bfloat16):
+            loss = made.losses([sample], [0])["loss"].mean()
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    with TensorMemory() as memory:
+        step()
+    times = []
+    for _ in range(2 if device.type == "cpu" else 5):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return min(times), memory.peak
