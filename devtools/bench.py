@@ -28,6 +28,7 @@ FAMILIES = (
     "training",
     "training_data",
     "flux_training",
+    "anystory_training",
 )
 
 

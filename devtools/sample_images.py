@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 import comfyui_ensemble.training  # noqa: F401 (tells the host that there may be no accelerator)
-from comfyui_ensemble.training.puppets import Item, Puppet, draw_item, draw_reference, puppet
+from comfyui_ensemble.training.puppets import Item, draw_item, draw_reference, puppet
 
 SIZE = 512
 DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "workflows" / "input"

@@ -46,8 +46,12 @@ class TinySDXL(comfy.supported_models.SDXL):
     unet_extra_config = HEADS
 
 
-def load_tiny_sdxl(path: Path) -> comfy.model_patcher.ModelPatcher:
-    """The model of `path`, in the hands of the host's memory management."""
+def load_tiny_sdxl(path: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The model of `path`, in the hands of the host's memory management.
+
+    Args:
+        disable_dynamic: whole weights instead of streamed ones, as the host asks for when it reloads the model.
+    """
     weights = comfy.utils.load_torch_file(str(path), safe_load=True)
     config = TinySDXL(UNET_CONFIG)
     device = comfy.model_management.get_torch_device()
@@ -59,8 +63,8 @@ def load_tiny_sdxl(path: Path) -> comfy.model_patcher.ModelPatcher:
     )
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, supported), device=device)
     model = config.get_model(weights)
-    patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=device, offload_device=comfy.model_management.unet_offload_device()
-    )
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
     model.load_model_weights(weights, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_tiny_sdxl, (path,))
     return patcher

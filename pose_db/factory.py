@@ -22,17 +22,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..batch.journal import Event, Journal, open_journal
+from ..batch.queue_client import QueueClient, QueueResult, Workflow
 from ..models_info.files import whole_file
 from .alignment import DEFAULT_WEIGHTS, alignment_score, parse_answer, structured_question
 from .database import PoseDatabase, PoseEntry, append_entries
 from .encoder import SentenceEncoder
 from .exchange import OPENPOSE_SUFFIX, body_people, entry_from_frame, picture_size, read_openpose_file
-from .journal import Event, Journal, open_journal
 from .keypoints import PoseFrame, check_frames, frame_from_people
 from .prompt_axes import Variation
 from .quality import QualityLimits, check_pose
-from .queue_client import QueueClient, QueueResult, Workflow
 
+KIND = "ensemble-pose-factory"  # of its journal
 PROMPT, QUESTION = "%prompt%", "%question%"
 SEEDS = ("seed", "noise_seed")
 PLAN_KEY = "factory_plan"  # in a database's metadata: the plan that made it
@@ -145,7 +146,7 @@ def run_factory(plan: Plan, client: QueueClient, work: Path, say: Callable[[str]
         FactoryError, QueueError, JournalError: it cannot begin or go on; what is done so far is kept.
     """
     check_workflow(plan.workflow)
-    with open_journal(work, plan.digest()) as journal:
+    with open_journal(work, plan.digest(), KIND) as journal:
         progress = replay(journal.events, len(plan.prompts))
         waiting = 0
         for entry, state in enumerate(progress):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..batch.journal import JournalError, read_journal
+from ..batch.queue_client import QueueClient, QueueError
 from ..models_info.files import whole_file
 from .alignment import DEFAULT_WEIGHTS, PARTS, fit_alignment, parse_weights, read_scores
 from .alignment_plot import draw_fit
@@ -16,11 +18,9 @@ from .database import PoseDatabase, PoseDatabaseError, PoseEntry, empty_database
 from .encoder import SentenceEncoder, bundled_minilm_folder
 from .exchange import export_coco, export_openpose, import_coco, import_openpose
 from .factory import PLAN_KEY, FactoryError, Plan, accepted_entries, build_database, replay, run_factory
-from .journal import JournalError, read_journal
 from .keypoints import frame_from_people
 from .prompt_axes import Variation, prompt_variations
 from .quality import check_pose
-from .queue_client import QueueClient, QueueError
 
 
 def say(text: str) -> None:

@@ -71,7 +71,9 @@ ROUTING_MAPS = Workflow(
     columns=("1. Pictures", "2. Cast", "3. Models and text", "4. Subjects", "5. Picture", "6. Who is where"),
     nodes=[
         *encoded_cast((2, 3)),
-        text("positive", 2, "a woman in a red striped shirt and a man in a green t-shirt sitting side by side", "Prompt"),
+        text(
+            "positive", 2, "a woman in a red striped shirt and a man in a green t-shirt sitting side by side", "Prompt"
+        ),
         text("negative", 2, "blurry", "Negative prompt"),
         ROUTED,
         *sdxl_sampling(4, "routed", Link("positive"), Link("negative"), SIZE, "ensemble/anystory_maps"),

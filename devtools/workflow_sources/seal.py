@@ -93,7 +93,12 @@ IDENTITY_AND_POSE = Workflow(
         Node("show_align", "PreviewImage", 2, {"images": Link("align", 2)}, title="Boxes and result"),
         Node("show_report", "PreviewAny", 2, {"source": Link("align", 1)}, title="Report"),
         *tiny_sdxl_models(3),
-        text("positive", 3, "a woman in a red striped shirt and blue trousers with her hands on her hips in a city street", "Prompt"),
+        text(
+            "positive",
+            3,
+            "a woman in a red striped shirt and blue trousers with her hands on her hips in a street",
+            "Prompt",
+        ),
         text("appearance", 3, "a woman in a red striped shirt and blue trousers", "What the picture shows"),
         text("negative", 3, "blurry", "Negative prompt"),
         *controlled(4, Link("positive"), Link("negative"), Link("redraw")),

@@ -10,12 +10,11 @@ from devtools.workflow_sources.common import tiny_models, tiny_sdxl_models
 
 VISION = Node("vision", "EnsembleTinyCLIPVision", 0)
 
-OWN_TRAINING = """**A short run on the tiny models**: it shows how the nodes go together, and ends in seconds. The result of so few steps
-changes hardly anything.
+OWN_TRAINING = """**A short run on the tiny models**: it shows how the nodes go together. So few steps change hardly anything.
 
 **A training of your own**
-- your models in the loaders, your pictures in *Training Data* (a `.jsonl` manifest; the node's help page says how to
-  write one, and *Build Training Data* makes one from a folder of pictures)
+- your models in the loaders, your pictures in *Training Data* (a `.jsonl` manifest; its help page says how to write
+  one, and *Build Training Data* makes one from a folder of pictures)
 - resolution 1024, reference_resolution 512
 - **config** emptied: everything is then as in the paper. Put in what you want otherwise, for example
   `{"run": "my_cast", "steps": 5000, "precision": "bf16", "gradient_checkpointing": true}`

@@ -38,6 +38,16 @@ def test_every_weight_of_the_file_is_used(sdxl, tiny_models):
     assert sum(bool(value.any()) for value in values) > len(values) / 2  # biases start at zero, nothing else does
 
 
+def test_the_host_can_load_it_anew(sdxl):
+    """As it does for several GPUs, and where a clone is not to stream its weights."""
+    load, arguments = sdxl.cached_patcher_init
+    whole = load(*arguments, disable_dynamic=True)
+    assert not whole.is_dynamic() and whole.model is not sdxl.model
+    states = (model.model.diffusion_model.state_dict() for model in (whole, sdxl))
+    for fresh, value in zip(*(state.values() for state in states), strict=True):
+        assert torch.equal(fresh, value)
+
+
 def test_samples_and_follows_the_controlnet(sample, tiny_models):
     control_net: Any = comfy.controlnet.load_controlnet(
         str(tiny_models / TINY_CONTROLNET.folder / TINY_CONTROLNET.name)

@@ -13,15 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from comfyui_ensemble.batch.journal import JournalError, open_journal, read_journal
+from comfyui_ensemble.batch.queue_client import QueueClient, QueueError
 from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_VAE
 from comfyui_ensemble.pose_db.database import load_database
-from comfyui_ensemble.pose_db.factory import FactoryError, Plan, fill_workflow, replay, run_factory, seed_of, stem_of
+from comfyui_ensemble.pose_db.factory import (
+    KIND,
+    FactoryError,
+    Plan,
+    fill_workflow,
+    replay,
+    run_factory,
+    seed_of,
+    stem_of,
+)
 from comfyui_ensemble.pose_db.factory_cli import main
-from comfyui_ensemble.pose_db.journal import JournalError, open_journal, read_journal
 from comfyui_ensemble.pose_db.keypoints import frame_from_people
 from comfyui_ensemble.pose_db.prompt_axes import Variation
 from comfyui_ensemble.pose_db.quality import check_pose
-from comfyui_ensemble.pose_db.queue_client import QueueClient, QueueError
 from comfyui_ensemble.pose_db.skeleton import ANGLES, body_lengths, forward
 from devtools.server import ComfyServer, free_port
 
@@ -200,16 +209,16 @@ def test_what_the_server_says_is_passed_on(server: ComfyServer, tmp_path: Path):
 
 def test_only_one_run_in_a_folder_and_only_of_one_plan(tmp_path: Path):
     with (
-        open_journal(tmp_path, "plan"),
+        open_journal(tmp_path, "plan", KIND),
         pytest.raises(JournalError, match="another run works in"),
-        open_journal(tmp_path, "plan"),
+        open_journal(tmp_path, "plan", KIND),
     ):
         pass
-    with pytest.raises(JournalError, match="belongs to other prompts"), open_journal(tmp_path, "other plan"):
+    with pytest.raises(JournalError, match="belongs to other prompts"), open_journal(tmp_path, "other plan", KIND):
         pass
     with (tmp_path / "journal.jsonl").open("ab") as file:
         file.write(b"garbage\n")
-    with pytest.raises(JournalError, match="line 2 of the journal"), open_journal(tmp_path, "plan"):
+    with pytest.raises(JournalError, match="line 2 of the journal"), open_journal(tmp_path, "plan", KIND):
         pass
 
 
