@@ -226,9 +226,8 @@ def register_folders() -> None:
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name), is_default=True)
         folder_paths.folder_names_and_paths[name][1].update(endings)
     folder_paths.add_model_folder_path(POSE_DATABASES, str(PACK_FOLDER / "pose_db" / "data"))
-    for folder in sorted(TRAINED.iterdir()):
-        if folder.is_dir():
-            folder_paths.add_model_folder_path(folder.name, str(folder))
+    for folder in sorted(path for path in TRAINED.glob("*") if path.is_dir()):
+        folder_paths.add_model_folder_path(folder.name, str(folder))
 
 
 def comes_trained(entry: ModelFile) -> bool:

@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from comfyui_ensemble.models_info import registry
 from comfyui_ensemble.models_info.files import whole_file
 from comfyui_ensemble.models_info.registry import (
     BUNDLED_POSES,
     MODEL_FILES,
     POSE_DATABASES,
+    TINY_FLUX,
+    TINY_VAE,
+    comes_trained,
     find_file,
     list_files,
     register_folders,
 )
+from comfyui_ensemble.training.tiny import write_tiny_models
 
 
 def test_the_bundled_database_is_listed_and_found():
@@ -33,6 +38,23 @@ def test_registering_twice_changes_nothing():
     before = folder_paths.get_folder_paths(POSE_DATABASES)
     register_folders()
     assert folder_paths.get_folder_paths(POSE_DATABASES) == before
+
+
+def test_trained_models_are_found_after_the_users_own(tmp_path, monkeypatch):
+    trained = tmp_path / TINY_VAE.folder / TINY_VAE.name
+    with whole_file(trained) as temporary:
+        save_file({"a": np.zeros(1)}, temporary)
+    monkeypatch.setattr(registry, "TRAINED", tmp_path)
+    paths, endings = folder_paths.folder_names_and_paths[TINY_VAE.folder]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, TINY_VAE.folder, ([*paths], endings))
+    assert comes_trained(TINY_VAE) and not comes_trained(TINY_FLUX)
+    register_folders()
+    assert folder_paths.get_folder_paths(TINY_VAE.folder) == [*paths, str(trained.parent)]
+    assert find_file(TINY_VAE.folder, TINY_VAE.name) == trained
+
+    written = write_tiny_models(tmp_path / "models", only_untrained=True)
+    assert TINY_VAE.name not in [path.name for path in written]
+    assert TINY_FLUX.name in [path.name for path in written]
 
 
 def test_every_missing_model_sentence_names_file_folder_and_source():
