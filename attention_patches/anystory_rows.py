@@ -6,8 +6,7 @@ The formulas and the modules are those of `anystory_injection` and `anystory_rou
   an entry which does not own it has a gradient too. Where sigma(M) is one-hot, the sum is what inference computes.
 - Eq. 6-8 are one attention to [own keys ; keys of all references of the row] with the bias of Eq. 7. g is 0 or minus infinity
   and has no derivative, so routers learn from Eq. 5 and from their own loss.
-- Whose a pixel is comes from one of three places: everything is the one subject's (`Everywhere`), masks of the target say
-  (`GivenMasks`), or the routers (`Routed`).
+- Whose a pixel is comes from an `Assigner` (`anystory_assign`).
 
 Whatever a layer is asked twice about, as gradient checkpointing does, is kept from the first time: nothing here depends on
 the order of calls.
@@ -17,24 +16,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
+from .anystory_assign import Assigned, Assigner
 from .anystory_call import host_attention, token_grid
 from .anystory_injection import Attention
 from .anystory_network import AnyStoryInjecting
-from .anystory_router import AnyStoryRouters, RoutingLogits, straight_through
 from .anystory_routing import Grid, resize_owners
 from .attention_chain import ROUTED, Attend, Step, add_steps
 from .unet_layers import AttentionLayer, Block
 
 KEY = "ensemble_anystory_rows"
-HALF = 0.5  # of a token's area
 
 
 def weighted_subject_attention(
@@ -87,94 +85,6 @@ def biased_reference_attention(
             hidden = ~seen.repeat_interleave(references[0].shape[2], dim=-1)
             bias[..., k.shape[1] :].masked_fill_(hidden.unsqueeze(1), -math.inf)
     return attention(q, keys, values, bias)
-
-
-def owners_of(masks: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """M^gt of Eq. 4 as the index of the entry that each token shows most of: (B, N, h, w) -> (B, hw) int64, N = background.
-
-    Args:
-        masks: the subjects' shares of every pixel, at any size; the background has what they leave over.
-    """
-    shares = torch.nn.functional.adaptive_avg_pool2d(masks, grid)  # (B, N, h, w)
-    background = (1 - shares.sum(dim=1, keepdim=True)).clamp(min=0)
-    return torch.cat((shares, background), dim=1).argmax(dim=1).flatten(1)
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """Whose a layer's pixels are.
-
-    Attributes:
-        grid: (h, w) of the layer.
-        shares: sigma(M), (B, hw, E).
-        owners: (B, hw) int64, the entry that owns each pixel; None where everything is the first entry's.
-    """
-
-    grid: Grid
-    shares: torch.Tensor
-    owners: torch.Tensor | None
-
-
-class Assigner(Protocol):
-    """Says whose the pixels of a cross-attention are, from the hidden state Z (B, hw, C) that enters it."""
-
-    def __call__(self, layer: AttentionLayer, grid: Grid, hidden: torch.Tensor) -> Assigned: ...
-
-
-def everywhere(layer: AttentionLayer, grid: Grid, hidden: torch.Tensor) -> Assigned:
-    """The whole picture belongs to the row's one entry."""
-    return Assigned(grid, hidden.new_ones(*hidden.shape[:2], 1), None)
-
-
-@dataclass
-class GivenMasks:
-    """The target's own instance masks, (B, N, h, w)."""
-
-    masks: torch.Tensor
-    _made: dict[Grid, Assigned] = field(default_factory=dict)
-
-    def __call__(self, layer: AttentionLayer, grid: Grid, hidden: torch.Tensor) -> Assigned:
-        if grid not in self._made:
-            owners = owners_of(self.masks, grid)
-            shares = torch.nn.functional.one_hot(owners, self.masks.shape[1] + 1).to(self.masks)
-            self._made[grid] = Assigned(grid, shares, owners)
-        return self._made[grid]
-
-
-@dataclass
-class Routed:
-    """The routers, with the noise of the Gumbel-softmax.
-
-    Attributes:
-        routers: of all layers.
-        features: R of every row's entries, (B, E, d_r) float32.
-        absent: (B, E), where a row has no such entry.
-        noise: (layer, pixels) -> (B, pixels, E), always the same for the same layer; None for the plain argmax.
-        temperature: of the Gumbel-softmax.
-        logits: of every layer, by its name: what the routing loss is made from.
-        grids: likewise.
-    """
-
-    routers: AnyStoryRouters
-    features: torch.Tensor
-    absent: torch.Tensor
-    noise: Callable[[AttentionLayer, int], torch.Tensor] | None = None
-    temperature: float = 1.0
-    logits: dict[str, RoutingLogits] = field(default_factory=dict)
-    grids: dict[str, Grid] = field(default_factory=dict)
-
-    def __call__(self, layer: AttentionLayer, grid: Grid, hidden: torch.Tensor) -> Assigned:
-        router: Any = self.routers[layer.name]
-        with torch.autocast(hidden.device.type, enabled=False):  # a small difference decides
-            probes = router.probes(self.features, self.absent)
-            found: RoutingLogits = router(hidden, probes)
-            refined = found.refined
-            if self.noise is not None:
-                refined = refined + self.noise(layer, hidden.shape[1]).to(refined)
-            shares = straight_through(refined, self.temperature)
-        self.logits.setdefault(layer.name, found)
-        self.grids.setdefault(layer.name, grid)
-        return Assigned(grid, shares, refined.argmax(dim=-1))
 
 
 @dataclass(frozen=True)

@@ -28,22 +28,15 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
+from ..attention_patches.anystory_assign import GivenMasks, everywhere
 from ..attention_patches.anystory_file import AnyStory, make_anystory
 from ..attention_patches.anystory_injection import injection_from_base
 from ..attention_patches.anystory_network import SDXL_ANYSTORY, AnyStoryConfig, fresh_anystory
-from ..attention_patches.anystory_rows import GivenMasks, RowCall, RowSubjects, everywhere, with_rows
+from ..attention_patches.anystory_rows import RowCall, RowSubjects, with_rows
 from ..attention_patches.reference_net import LATENT_FACTOR, unet_sizes
 from ..attention_patches.unet_layers import attention_layers
-from .anystory_task import (
-    OPTIONS,
-    AnyStoryTask,
-    check_models,
-    check_vision,
-    gather_masks,
-    gather_subjects,
-    load_checkpoint,
-    require_subjects,
-)
+from .anystory_subjects import gather_masks, gather_subjects, require_subjects
+from .anystory_task import OPTIONS, AnyStoryTask, check_models, check_vision, load_checkpoint
 from .arguments import add_data_arguments, add_model_arguments, load_data
 from .augment import dropped
 from .command import Trainer

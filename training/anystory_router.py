@@ -23,21 +23,14 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
+from ..attention_patches.anystory_assign import Routed, owners_of
 from ..attention_patches.anystory_file import AnyStory
 from ..attention_patches.anystory_router import gumbel_noise
-from ..attention_patches.anystory_rows import Routed, RowCall, RowSubjects, owners_of, with_rows
+from ..attention_patches.anystory_rows import RowCall, RowSubjects, with_rows
 from ..attention_patches.unet_layers import AttentionLayer
 from .anystory_encoder import add_arguments
-from .anystory_task import (
-    OPTIONS,
-    AnyStoryTask,
-    Subjects,
-    check_models,
-    gather_masks,
-    gather_subjects,
-    load_checkpoint,
-    require_subjects,
-)
+from .anystory_subjects import Subjects, gather_masks, gather_subjects, require_subjects
+from .anystory_task import OPTIONS, AnyStoryTask, check_models, load_checkpoint
 from .arguments import load_data
 from .augment import dropped
 from .command import Trainer

@@ -1,15 +1,10 @@
-"""What AnyStory's two trainings share: the network under training beside a frozen SDXL, and a cast for every sample.
-
-Subjects of a batch are put through the encoders together, whoever's picture they belong to, and each row then takes its own
-(`anystory_rows`). Rows with fewer subjects have empty places, which own no pixel and are looked at by none.
-"""
+"""What AnyStory's two trainings share: the network under training beside a frozen SDXL, its file and its sample pictures."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +22,7 @@ from ..attention_patches.anystory_network import AnyStoryConfig, base_layers
 from ..attention_patches.reference_net import ReferenceBlock
 from ..attention_patches.unet_layers import attention_layers
 from ..models_info.registry import ANYSTORY_NETWORKS
+from .anystory_subjects import target_mask
 from .call import ATTENTION, training_attention
 from .checkpointing import recomputed
 from .config import TrainingConfig
@@ -72,52 +68,6 @@ def trained_copy(anystory: AnyStory, names: Sequence[str], checkpointing: bool) 
                 if type(block) is ReferenceBlock:
                     block.__class__ = TrainedReferenceBlock
     return AnyStory(anystory.config, *halves)
-
-
-@dataclass(frozen=True)
-class Subjects:
-    """The subjects of a batch, S in all, and where they belong.
-
-    Attributes:
-        clip: F_clip of the S subjects and, last, of the zero image, (S + 1, P, d_clip).
-        latents: of their pictures in SDXL's scale, (S, channels, h, w).
-        masks: (S, 1, h, w).
-        places: (B, N) int64, which of the S are each row's; S where a row has fewer than N.
-    """
-
-    clip: torch.Tensor
-    latents: torch.Tensor
-    masks: torch.Tensor
-    places: torch.Tensor
-
-    @property
-    def absent(self) -> torch.Tensor:
-        """Which of the N subjects and the background a row does not have: (B, N + 1) bool, False for the background."""
-        return torch.nn.functional.pad(self.places == len(self.latents), (0, 1))
-
-    def entries(self) -> torch.Tensor:
-        """`places` with the background's behind them, which is that of the zero image: (B, N + 1)."""
-        return torch.nn.functional.pad(self.places, (0, 1), value=len(self.latents))
-
-
-def gather_subjects(batch: Sequence[Prepared], zero: torch.Tensor, device: torch.device) -> Subjects:
-    """The subjects of some samples; `zero` is F_clip of the zero image, (1, P, d_clip)."""
-    counts = [len(row["clip"]) for row in batch]
-    places = torch.full((len(batch), max(counts)), sum(counts))
-    first = 0
-    for row, count in enumerate(counts):
-        places[row, :count] = torch.arange(first, first + count)
-        first += count
-    together = {name: torch.cat([row[name] for row in batch]) for name in ("clip", "reference", "reference_mask")}
-    clip = torch.cat((together["clip"], zero))
-    return Subjects(*(each.to(device) for each in (clip, together["reference"], together["reference_mask"], places)))
-
-
-def gather_masks(batch: Sequence[Prepared], device: torch.device) -> torch.Tensor:
-    """The subjects' masks in the targets, (B, N, h, w); nothing where a row has fewer than N subjects."""
-    longest = max(len(row["masks"]) for row in batch)
-    padded = [torch.nn.functional.pad(row["masks"], (0, 0, 0, 0, 0, longest - len(row["masks"]))) for row in batch]
-    return torch.stack(padded).to(device)
 
 
 class AnyStoryTask:
@@ -211,23 +161,6 @@ class AnyStoryTask:
         features = encode_features(self.anystory, names, looked, self.zero)
         patched, _ = apply_anystory(self.model.patcher, features, Settings(1.0, 0.0))
         return sample_picture(patched, self.encoders, sample)
-
-
-def target_mask(sample: TrainingSample, subject: TrainingSubject) -> torch.Tensor:
-    """Where a subject is in the target, (H, W)."""
-    if subject.mask is None:
-        raise TrainingError(
-            f"'{subject.name}' has no mask in the target picture, which this training learns from; add one to its row of the"
-            " manifest",
-            "data",
-        )
-    return subject.mask
-
-
-def require_subjects(sample: TrainingSample) -> None:
-    """Raise where there is nobody to learn from."""
-    if not sample.subjects:
-        raise TrainingError("the sample has no subject; give every row at least one", "data")
 
 
 def check_models(model: ModelPatcher, encoders: SDXLEncoders, sizes: AnyStoryConfig) -> None:

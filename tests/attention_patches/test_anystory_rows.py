@@ -12,18 +12,15 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 
 from comfyui_ensemble.attention_patches.anystory import apply_anystory
+from comfyui_ensemble.attention_patches.anystory_assign import GivenMasks, Routed, everywhere
 from comfyui_ensemble.attention_patches.anystory_call import Settings
 from comfyui_ensemble.attention_patches.anystory_injection import reference_attention, subject_attention
 from comfyui_ensemble.attention_patches.anystory_router import AnyStoryRouter
 from comfyui_ensemble.attention_patches.anystory_routing import split_by_owner
 from comfyui_ensemble.attention_patches.anystory_rows import (
-    GivenMasks,
-    Routed,
     RowCall,
     RowSubjects,
     biased_reference_attention,
-    everywhere,
-    owners_of,
     weighted_subject_attention,
     with_rows,
 )
@@ -118,19 +115,6 @@ def test_references_that_everybody_sees_need_no_mask():
     everything = torch.ones(ROWS, PIXELS, 2, dtype=torch.bool)
     torch.testing.assert_close(found, biased_reference_attention(attention, q, k, v, (keys, values), everything, 0.0))
     assert masks == [None]
-
-
-def test_owners_are_those_who_cover_most_of_a_token():
-    masks = torch.zeros(2, 2, 8, 8)
-    masks[0, 0, :, :3] = 1  # of four columns: all of the first token, half of the second
-    masks[0, 1, :3, 4:] = 1
-    masks[1] = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) / 2
-    owners = owners_of(masks, (2, 4))
-    for row, y, x in itertools.product(range(2), range(2), range(4)):
-        covered = [float(mask[4 * y : 4 * y + 4, 2 * x : 2 * x + 2].sum()) / 8 for mask in masks[row]]
-        covered.append(max(0.0, 1 - sum(covered)))
-        best = max(covered)
-        assert covered[int(owners[row, 4 * y + x])] == pytest.approx(best)
 
 
 def test_a_router_sees_the_same_for_a_row_alone_and_beside_longer_casts():

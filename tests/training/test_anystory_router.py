@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from comfyui_ensemble.attention_patches.anystory import apply_anystory
+from comfyui_ensemble.attention_patches.anystory_assign import owners_of
 from comfyui_ensemble.attention_patches.anystory_call import NO_REFERENCES, Settings
 from comfyui_ensemble.attention_patches.anystory_features import Seen, encode_features
 from comfyui_ensemble.attention_patches.anystory_file import load_anystory, make_anystory
 from comfyui_ensemble.attention_patches.anystory_router import gumbel_assignment, gumbel_noise, straight_through
-from comfyui_ensemble.attention_patches.anystory_rows import RowCall, owners_of, weighted_subject_attention, with_rows
+from comfyui_ensemble.attention_patches.anystory_rows import RowCall, weighted_subject_attention, with_rows
 from comfyui_ensemble.models_info.registry import ANYSTORY_NETWORKS
 from comfyui_ensemble.training.anystory_encoder import AnyStoryEncoderConfig, fresh_network
 from comfyui_ensemble.training.anystory_router import (
@@ -26,7 +27,7 @@ from comfyui_ensemble.training.anystory_router import (
     overlap,
     routing_loss,
 )
-from comfyui_ensemble.training.anystory_task import gather_masks, gather_subjects
+from comfyui_ensemble.training.anystory_subjects import gather_masks, gather_subjects
 from comfyui_ensemble.training.checkpointing import host_in_training
 from comfyui_ensemble.training.config import read_config
 from comfyui_ensemble.training.errors import TrainingError
@@ -220,7 +221,7 @@ def soft_assignment(logits: torch.Tensor, temperature: float = 1.0) -> torch.Ten
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_of_the_whole_loss_along_the_soft_path(make, monkeypatch, checkpointing):
     """With soft maps all the way the diffusion loss is smooth in the routers but for where references are looked at."""
-    monkeypatch.setattr("comfyui_ensemble.attention_patches.anystory_rows.straight_through", soft_assignment)
+    monkeypatch.setattr("comfyui_ensemble.attention_patches.anystory_assign.straight_through", soft_assignment)
     monkeypatch.setattr(RowCall.__init__, "__defaults__", (1.0, -1e4))  # references weigh nothing
     task, data = make(gradient_checkpointing=checkpointing)
     disturb(task)
