@@ -103,12 +103,12 @@ def test_an_empty_prompt_that_comes_by_a_link(server: ComfyServer):
 def test_a_mask_of_another_size(server: ComfyServer):
     prompt = changed("EnsembleSubject", mask=["900", 0])
     prompt["900"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 48, "height": 40}}
-    check_failure(server, prompt, "Subject, mask: it is 1 of 48 x 40 pixels, the picture is 384 x 512;")
+    check_failure(server, prompt, "Subject, mask: it is 1 of 48 x 40 pixels, the picture is 512 x 512;")
 
 
 def test_references_larger_than_the_canvas(server: ComfyServer):
     sentence = (
-        "EURoPE: the reference of 'alice' (32 x 24 tokens) is larger than the canvas (16 x 16);"
+        "EURoPE: the reference of 'alice' (32 x 32 tokens) is larger than the canvas (16 x 16);"
         " lower reference_size on Reference Latents or enlarge the latent."
     )
     check_failure(server, changed("EnsembleReferenceLatents", reference_size=512), sentence)
