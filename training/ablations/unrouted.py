@@ -15,8 +15,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ...attention_patches.anystory import HOST_NEGATIVES
+from ...attention_patches.anystory_assign import everywhere
 from ...attention_patches.anystory_features import SubjectFeatures
-from ...attention_patches.anystory_rows import RowCall, RowSubjects, everywhere
+from ...attention_patches.anystory_rows import RowCall, RowSubjects
 
 KEY = "ensemble_anystory_unrouted"
 
