@@ -18,6 +18,7 @@ import comfy.supported_models
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
+from comfyui_ensemble.models_info.tiny_sdxl import HEADS, UNET_CONFIG
 from comfyui_ensemble.training.data import TrainingData
 from comfyui_ensemble.training.loop import train
 from comfyui_ensemble.training.sample import TrainingSample, TrainingSubject
@@ -25,25 +26,14 @@ from comfyui_ensemble.training.sdxl_base import SDXLBaseConfig, sdxl_base
 from comfyui_ensemble.training.task import Prepared
 from comfyui_ensemble.training.vae import fresh_taesd
 
-TEXT = 384  # all-MiniLM-L6-v2
 UNET: dict[str, Any] = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
+    **UNET_CONFIG,
     "channel_mult": [1, 2],
     "num_res_blocks": [1, 1],
     "transformer_depth": [0, 1],
     "transformer_depth_middle": 1,
     "transformer_depth_output": [0, 0, 1, 1],
-    "context_dim": TEXT,
-    "adm_in_channels": TEXT + 6 * 256,
-    "num_classes": "sequential",
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
-    "legacy": False,
 }
-HEADS = {"num_heads": -1, "num_head_channels": 32}
 ZERO_AT_FIRST = ("out.2.weight", "out_layers.3.weight", "proj_out.weight")  # as in a fresh SDXL
 # Settings for a training of a few seconds, and sizes of an AnyStory network for it.
 QUICK: dict[str, Any] = {

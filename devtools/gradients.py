@@ -34,6 +34,7 @@ from comfyui_ensemble.attention_patches.dsm import apply_dsm
 from comfyui_ensemble.attention_patches.dsm_adapter import DSMAdapter, DSMConfig, fresh_dsm
 from comfyui_ensemble.attention_patches.europe import EUROPE, apply_europe
 from comfyui_ensemble.attention_patches.layout import LAYOUT_KEY, Layout, Reference
+from comfyui_ensemble.models_info.tiny_sdxl import HEADS, UNET_CONFIG
 from comfyui_ensemble.training.call import predict
 from comfyui_ensemble.training.checkpointing import host_in_training
 from comfyui_ensemble.training.lora import LowRank
@@ -61,10 +62,7 @@ FLUX: dict[str, Any] = {
     "txt_ids_dims": [],
 }
 UNET: dict[str, Any] = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
+    **UNET_CONFIG,
     "channel_mult": [1, 2],
     "num_res_blocks": [1, 1],
     "transformer_depth": [0, 2],
@@ -72,12 +70,7 @@ UNET: dict[str, Any] = {
     "transformer_depth_output": [0, 0, 1, 1],
     "context_dim": TEXT,
     "adm_in_channels": POOLED + 6 * 256,
-    "num_classes": "sequential",
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": True,
-    "legacy": False,
 }
-HEADS = {"num_heads": -1, "num_head_channels": 32}
 
 
 class SmallSDXL(comfy.supported_models.SDXL):

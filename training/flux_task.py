@@ -8,6 +8,7 @@ equal structure go through the model together, however long their texts (`text_p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Absent:
     features: bool = False
 
 
-class FluxTask:
+class FluxTask(ABC):
     """A training of a FLUX; subclasses are the mechanisms.
 
     Attributes:
@@ -93,8 +94,9 @@ class FluxTask:
     def modules(self) -> dict[str, torch.nn.Module]:
         return self.model.modules()
 
+    @abstractmethod
     def weights(self) -> Weights:
-        raise NotImplementedError
+        """The trained modules as files."""
 
     def prepare(self, sample: TrainingSample, position: int) -> Prepared:
         return self.encode(sample, self.absent(position))

@@ -1,6 +1,6 @@
 """AnyStory without its routers: every pixel attends to all subjects at once.
 
-Eq. 5 and 6 are those of training's stage 1, where there are no routers yet (`anystory_rows.everywhere`); of several subjects,
+Eq. 5 and 6 are those of training's stage 1, where there are no routers yet (`anystory_assign.everywhere`); of several subjects,
 the tokens E_i stand in one row, as the references' keys do in Eq. 6 already.
 """
 
