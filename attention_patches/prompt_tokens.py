@@ -20,7 +20,7 @@ from comfy import sd1_clip
 from comfy.sd import CLIP
 from comfy.sdxl_clip import SDXLTokenizer
 from comfy.text_encoders.flux import FluxTokenizer
-from transformers import AutoTokenizer, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from .prompt_text import UNKNOWN_READER, PromptError, Readable
 
@@ -224,4 +224,6 @@ def _slow_clip(reader: Any, text: str, kept: slice) -> list[Entry]:
 
 @lru_cache(maxsize=2)
 def _fast_clip(path: str) -> Any:
+    from transformers import AutoTokenizer  # imports every tokenizer there is
+
     return AutoTokenizer.from_pretrained(path)  # the fast one, where there are two

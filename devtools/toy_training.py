@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from comfyui_ensemble.training.command import TRAINERS, Trainer, main
+from comfyui_ensemble.training.command import main
 from comfyui_ensemble.training.config import TrainingConfig
 from comfyui_ensemble.training.data import TrainingData
 from comfyui_ensemble.training.randomness import generator
 from comfyui_ensemble.training.sample import TrainingSample
 from comfyui_ensemble.training.task import Prepared, WeightFile, Weights
+from comfyui_ensemble.training.trainers import TRAINERS, Trainer
 
 WIDTH = 8
 PIXELS = 64
@@ -150,7 +151,7 @@ def command(
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     os.environ.update(environment or {})
-    TRAINERS["toy"] = "devtools.toy_training"
+    TRAINERS["toy"] = TRAINER
     with said.open("w") if said else nullcontext(sys.stderr) as sys.stderr:
         sys.exit(main(["toy", *arguments]))
 

@@ -14,7 +14,6 @@ from ..training.errors import TrainingError
 from ..training.manifest import manifest_version, read_manifest
 from ..training.manifest_rows import stays_inside
 from ..training.manifest_source import ManifestSource
-from ..training.puppets import PuppetSource
 from ..training.sample import Source
 from .errors import InputError, sentence_or_true
 from .types import DATA
@@ -123,6 +122,8 @@ def _manifests() -> list[str]:
 def _source(manifest: str, resolution: int, reference_resolution: int, seed: int, most_people: int) -> Source:
     _check_choice(manifest)
     if manifest in PUPPETS:
+        from ..training.puppets import PuppetSource  # a dozen modules that no start of ComfyUI needs
+
         try:
             return PuppetSource(
                 seed, (resolution, resolution), reference_resolution, (1, most_people), PUPPETS[manifest]

@@ -16,11 +16,9 @@ has not.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -36,16 +34,13 @@ from ..attention_patches.anystory_rows import RowCall, RowSubjects, with_rows
 from ..attention_patches.reference_net import LATENT_FACTOR, unet_sizes
 from ..attention_patches.unet_layers import attention_layers
 from .anystory_subjects import gather_masks, gather_subjects, require_subjects
-from .anystory_task import OPTIONS, AnyStoryTask, check_models, check_vision, load_checkpoint
-from .arguments import add_data_arguments, add_model_arguments, load_data
+from .anystory_task import OPTIONS, AnyStoryTask, check_models, check_vision
 from .augment import dropped
-from .command import Trainer
 from .config import TrainingConfig, at_least, share
 from .data import TrainingData
 from .encoding import keep_in_memory
 from .errors import TrainingError
 from .groups import grouped, in_batch_order
-from .models import load_clip, load_sdxl, load_vae, load_vision
 from .randomness import generator
 from .sample import TrainingSample
 from .sdxl_encoding import SDXLEncoders
@@ -203,32 +198,3 @@ def anystory_encoder(
     check_models(model, encoders, anystory.config)
     shown = data.load(data.batch(0, 1)[0]) if config.picture_every else None
     return AnyStoryEncoderTask(model, encoders, anystory, config, shown), data
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of both stages' commands."""
-    add_model_arguments(parser, "model", "vae", "clip", "clip_vision")
-    add_data_arguments(parser, resolution=1024, reference_resolution=512)
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments(parser)
-    parser.add_argument(
-        "--anystory", type=Path, metavar="FILE", help="a checkpoint to begin with; without one, a fresh network"
-    )
-
-
-def _build(chosen: argparse.Namespace, config: TrainingConfig) -> tuple[AnyStoryEncoderTask, TrainingData]:
-    assert isinstance(config, AnyStoryEncoderConfig)
-    data = load_data(chosen, config)  # first: what is wrong with it is known before the models are loaded
-    anystory = None if chosen.anystory is None else load_checkpoint(chosen.anystory)
-    model, vae, clip = load_sdxl(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=False)
-    return anystory_encoder(model, vae, clip, load_vision(chosen.clip_vision), data, config, anystory)
-
-
-TRAINER = Trainer(
-    description="AnyStory, stage 1: QFormer, ReferenceNet, new keys and values",
-    config=AnyStoryEncoderConfig,
-    add_arguments=_add_arguments,
-    build=_build,
-)

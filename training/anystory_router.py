@@ -11,11 +11,9 @@ them would hang on the resolution; and the routing loss is a mean over the layer
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,18 +26,14 @@ from ..attention_patches.anystory_file import AnyStory
 from ..attention_patches.anystory_router import gumbel_noise
 from ..attention_patches.anystory_rows import RowCall, RowSubjects, with_rows
 from ..attention_patches.unet_layers import AttentionLayer
-from .anystory_encoder import add_arguments
 from .anystory_subjects import Subjects, gather_masks, gather_subjects, require_subjects
-from .anystory_task import OPTIONS, AnyStoryTask, check_models, load_checkpoint
-from .arguments import load_data
+from .anystory_task import OPTIONS, AnyStoryTask, check_models
 from .augment import dropped
-from .command import Trainer
 from .config import TrainingConfig, at_least
 from .data import TrainingData
 from .encoding import keep_in_memory
 from .errors import TrainingError
 from .groups import grouped, in_batch_order
-from .models import load_clip, load_sdxl, load_vae, load_vision
 from .randomness import generator
 from .sample import TrainingSample
 from .sdxl_encoding import SDXLEncoders
@@ -197,24 +191,3 @@ def anystory_router(
     check_models(model, encoders, anystory.config)
     shown = data.load(data.batch(0, 1)[0]) if config.picture_every else None
     return AnyStoryRouterTask(model, encoders, anystory, config, shown), data
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments(parser)
-    parser.add_argument("--anystory", type=Path, required=True, metavar="FILE", help="the checkpoint that stage 1 made")
-
-
-def _build(chosen: argparse.Namespace, config: TrainingConfig) -> tuple[AnyStoryRouterTask, TrainingData]:
-    assert isinstance(config, AnyStoryRouterConfig)
-    data = load_data(chosen, config)  # first: what is wrong with it is known before the models are loaded
-    anystory = load_checkpoint(chosen.anystory)
-    model, vae, clip = load_sdxl(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=False)
-    return anystory_router(model, vae, clip, load_vision(chosen.clip_vision), data, config, anystory)
-
-
-TRAINER = Trainer(
-    description="AnyStory, stage 2: the router",
-    config=AnyStoryRouterConfig,
-    add_arguments=_add_arguments,
-    build=_build,
-)

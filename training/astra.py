@@ -6,7 +6,6 @@ references. The adapters that learn are the ones that EURoPE Positions and DSM h
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -24,10 +23,8 @@ from ..attention_patches.europe import EUROPE, apply_europe
 from ..attention_patches.layout import Layout
 from ..models_info.registry import DSM_ADAPTERS
 from .adapters import LORAS, continue_lora
-from .arguments import add_data_arguments, add_keep_argument, add_model_arguments, load_data, load_keep
 from .astra_adapter import dsm_to_train
 from .augment import dropped
-from .command import Trainer
 from .config import at_least, share
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
@@ -37,7 +34,6 @@ from .flux_encoding import FluxEncoders, subject_names
 from .flux_setup import drawn_data, flux_encoders, shown_sample
 from .flux_task import Absent, FluxTask, require_smaller_references
 from .model import TrainableModel
-from .models import load_clip, load_flux, load_vae, load_vision
 from .sample import TrainingSample
 from .task import Prepared, WeightFile, Weights
 
@@ -186,24 +182,3 @@ def astra(
     if config.lora:
         continue_lora(trainable, config.lora, config.lora_rank)
     return ASTRA(trainable, encoders, config, dsm, shown_sample(data, config)), drawn_data(data, config)
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, "model", "vae", "clip", "clip_vision")
-    add_keep_argument(parser)
-    add_data_arguments(parser, resolution=512, reference_resolution=320)
-
-
-def _build(chosen: argparse.Namespace, config: ASTRAConfig) -> tuple[ASTRA, TrainingData]:
-    data = load_data(chosen, config)  # first: what is wrong with it is known before the models are loaded
-    model, vae = load_flux(chosen.model), load_vae(chosen.vae)
-    clip, clip_vision = load_clip(chosen.clip, flux=True), load_vision(chosen.clip_vision)
-    return astra(model, vae, clip, clip_vision, data, config, load_keep(chosen, vae, clip, clip_vision))
-
-
-TRAINER = Trainer(
-    description="ASTRA: LoRA and DSM for FLUX",
-    config=ASTRAConfig,
-    add_arguments=_add_arguments,
-    build=_build,
-)

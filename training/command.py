@@ -3,70 +3,28 @@
     python -m comfyui_ensemble.training TRAINER --data MANIFEST|puppets --model FILE --vae FILE ... --out FOLDER
     accelerate launch -m comfyui_ensemble.training TRAINER ...
 
-**To register a trainer** put a line into `TRAINERS`: its name and the module that has a `Trainer` called ``TRAINER``:
-
-    TRAINER = Trainer(
-        description="ASTRA: LoRA and DSM for FLUX",
-        config=ASTRAConfig,  # a frozen dataclass below TrainingConfig
-        add_arguments=add_arguments,  # add_arguments(parser): --model, --vae and so on; see add_model_arguments
-        build=build,  # build(arguments, config) -> (task, data); called outside inference mode
-    )
-
-The module is imported only when its trainer is asked for. `models` has the loaders, `add_data_arguments` and `load_data` below
-serve every trainer.
+`trainers` has what it can train.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .config import TrainingConfig, read_config
-from .data import TrainingData
 from .distributed import OneProcess, join_processes
 from .errors import TrainingError
 from .loop import train
-from .task import Task
 from .terminal import TerminalReport
+from .trainers import TRAINERS, Trainer
 from .weights import check_name, save_weights
 
 STOPPED = 130  # the exit code, as a shell has it after Ctrl+C
-
-# Name -> the module that has its TRAINER, seen from this package.
-TRAINERS: dict[str, str] = {
-    "vae": ".vae",
-    "astra": ".astra",
-    "one-for-all": ".one_for_all",
-    "flux-base": ".flux_base",
-    "anystory-encoder": ".anystory_encoder",
-    "anystory-router": ".anystory_router",
-    "sdxl-base": ".sdxl_base",
-}
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """A training that the command line knows.
-
-    Attributes:
-        description: one line for --help.
-        config: its configuration.
-        add_arguments: adds what it needs to a parser.
-        build: the task and the data that those arguments and the configuration ask for.
-    """
-
-    description: str
-    config: type[TrainingConfig]
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    build: Callable[[argparse.Namespace, Any], tuple[Task, TrainingData]]
 
 
 def find_trainer(name: str) -> Trainer:
@@ -77,7 +35,7 @@ def find_trainer(name: str) -> Trainer:
     """
     if name not in TRAINERS:
         raise TrainingError(f"there is no trainer '{name}'; choose one of: {', '.join(sorted(TRAINERS))}")
-    return importlib.import_module(TRAINERS[name], __package__).TRAINER
+    return TRAINERS[name]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,7 +87,7 @@ def _train(trainer: Trainer, chosen: argparse.Namespace, config: TrainingConfig,
 
 
 def _usage() -> str:
-    lines = [f"  {name:<20} {find_trainer(name).description}" for name in sorted(TRAINERS)]
+    lines = [f"  {name:<20} {TRAINERS[name].description}" for name in sorted(TRAINERS)]
     return "\n".join(["usage: python -m comfyui_ensemble.training TRAINER --help", "", "trainers:", *lines])
 
 

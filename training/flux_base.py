@@ -5,7 +5,6 @@ With references and pose maps as context, by choice, so that such a base knows w
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +14,6 @@ from comfy.sd import CLIP, VAE
 
 from ..attention_patches.europe import EUROPE, apply_europe
 from ..attention_patches.layout import Layout
-from .arguments import add_data_arguments, add_keep_argument, add_model_arguments, load_data, load_keep
-from .command import Trainer
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
 from .flux_config import FluxConfig
@@ -24,7 +21,6 @@ from .flux_encoding import FluxEncoders
 from .flux_setup import drawn_data, flux_encoders, shown_sample
 from .flux_task import Absent, FluxTask, require_smaller_references
 from .model import TrainableModel
-from .models import load_clip, load_flux, load_vae
 from .sample import TrainingSample
 from .task import Prepared, WeightFile, Weights
 
@@ -97,23 +93,3 @@ def flux_base(
     encoders = flux_encoders(model, vae, clip, None, keep or keep_in_memory(len(data)))
     trainable = TrainableModel(model, "full", gradient_checkpointing=config.gradient_checkpointing)
     return FluxBase(trainable, encoders, config, shown_sample(data, config)), drawn_data(data, config)
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, "model", "vae", "clip")
-    add_keep_argument(parser)
-    add_data_arguments(parser, resolution=128, reference_resolution=64)
-
-
-def _build(chosen: argparse.Namespace, config: FluxBaseConfig) -> tuple[FluxBase, TrainingData]:
-    data = load_data(chosen, config)  # first: what is wrong with it is known before the models are loaded
-    model, vae, clip = load_flux(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=True)
-    return flux_base(model, vae, clip, data, config, load_keep(chosen, vae, clip))
-
-
-TRAINER = Trainer(
-    description="every weight of a small FLUX-architecture model",
-    config=FluxBaseConfig,
-    add_arguments=_add_arguments,
-    build=_build,
-)

@@ -7,7 +7,6 @@ Condition Positions and DAM hook in.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -25,8 +24,6 @@ from ..attention_patches.flux_call import flux_network
 from ..attention_patches.layout import Layout
 from ..models_info.registry import DAM_ADAPTERS
 from .adapters import LORAS, continue_lora, existing_file, resident
-from .arguments import add_data_arguments, add_keep_argument, add_model_arguments, load_data, load_keep
-from .command import Trainer
 from .config import at_least
 from .data import ONE_FOR_ALL, TrainingData
 from .encoding import Keep, keep_in_memory
@@ -36,7 +33,6 @@ from .flux_encoding import FluxEncoders
 from .flux_setup import drawn_data, flux_encoders, shown_sample
 from .flux_task import FluxTask
 from .model import TrainableModel
-from .models import load_clip, load_flux, load_vae
 from .sample import TrainingSample
 from .task import Prepared, WeightFile, Weights
 
@@ -171,23 +167,3 @@ def _generators(model: ModelPatcher, config: OneForAllConfig) -> ModelPatcher:
     if replace(fresh, width=its.width, t_min=its.t_min) != its:
         raise TrainingError(f"dam_name is '{config.dam_name}', which was made for another model; connect that one")
     return resident(dam)
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, "model", "vae", "clip")
-    add_keep_argument(parser)
-    add_data_arguments(parser, resolution=880, reference_resolution=768)
-
-
-def _build(chosen: argparse.Namespace, config: OneForAllConfig) -> tuple[OneForAll, TrainingData]:
-    data = load_data(chosen, config)  # first: what is wrong with it is known before the models are loaded
-    model, vae, clip = load_flux(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=True)
-    return one_for_all(model, vae, clip, data, config, load_keep(chosen, vae, clip))
-
-
-TRAINER = Trainer(
-    description="One-for-All: LoRA and DAM for FLUX",
-    config=OneForAllConfig,
-    add_arguments=_add_arguments,
-    build=_build,
-)

@@ -6,7 +6,6 @@ model learns the empty prompt, the other side of classifier-free guidance.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,15 +13,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
-from .arguments import add_data_arguments, add_model_arguments, load_data
 from .augment import dropped
-from .command import Trainer
 from .config import TrainingConfig
 from .data import TrainingData
 from .encoding import keep_in_memory
 from .groups import grouped, in_batch_order
 from .model import TrainableModel
-from .models import load_clip, load_sdxl, load_vae
 from .sample import TrainingSample
 from .sdxl_encoding import SDXLEncoders
 from .sdxl_picture import sample_picture
@@ -101,22 +97,3 @@ def sdxl_base(
     encoders = SDXLEncoders(vae, clip, keep=keep_in_memory(len(data)))
     shown = data.load(data.batch(0, 1)[0]) if config.picture_every else None
     return SDXLBaseTask(model, encoders, config, shown), data
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser, "model", "vae", "clip")
-    add_data_arguments(parser, resolution=1024, reference_resolution=512)
-
-
-def _build(chosen: argparse.Namespace, config: TrainingConfig) -> tuple[SDXLBaseTask, TrainingData]:
-    assert isinstance(config, SDXLBaseConfig)
-    data = load_data(chosen, config)  # first: what is wrong with it is known before the models are loaded
-    return sdxl_base(load_sdxl(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=False), data, config)
-
-
-TRAINER = Trainer(
-    description="a whole SDXL-class U-Net, on captions",
-    config=SDXLBaseConfig,
-    add_arguments=_add_arguments,
-    build=_build,
-)

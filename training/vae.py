@@ -7,20 +7,17 @@ errors of its own needs; the last term gives the latents the unit scale that the
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.latent_formats
-import comfy.model_management
 import comfy.taesd.taesd
+import comfy.utils
 import torch
 
-from .arguments import add_data_arguments, load_data
-from .command import Trainer
 from .config import TrainingConfig, at_least
-from .data import TrainingData
 from .errors import TrainingError
 from .randomness import generator
 from .sample import TrainingSample
@@ -68,6 +65,32 @@ def fresh_taesd(latent_channels: int, seed: int) -> comfy.taesd.taesd.TAESD:
     return network
 
 
+def load_taesd(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an autoencoder to begin with.
+
+    Raises:
+        TrainingError: the file is none of TAESD's architecture.
+    """
+    try:
+        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+    except Exception as error:  # the host's loaders raise what their libraries raise
+        raise TrainingError(
+            f"--begin-with: {path.name} cannot be read ({error}); choose an autoencoder's file"
+        ) from None
+    if "taesd_decoder.1.weight" not in weights:
+        raise TrainingError(f"--begin-with: {path.name} is no autoencoder of TAESD's architecture; choose another file")
+    return weights
+
+
+def _take_over(network: comfy.taesd.taesd.TAESD, begin: Mapping[str, torch.Tensor]) -> None:
+    """Weights of another autoencoder: all but the convolutions at the latents where these have another number of channels."""
+    own = network.state_dict()
+    fits = {
+        name: value for name, value in begin.items() if name in own and own[name].shape == value.shape and value.ndim
+    }
+    network.load_state_dict(fits, strict=False)
+
+
 def reconstruction_loss(pixels: torch.Tensor, rebuilt: torch.Tensor) -> torch.Tensor:
     """Mean absolute error of colours and, at a quarter of the weight, of their differences to the right and below: (B,)."""
     error = rebuilt - pixels  # (B, 3, H, W)
@@ -85,9 +108,13 @@ class VAETask:
 
     name = "vae"
 
-    def __init__(self, config: VAEConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: VAEConfig, device: torch.device, begin: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         self.config = config
         self.network = fresh_taesd(config.latent_channels, config.seed).to(device)
+        if begin is not None:
+            _take_over(self.network, begin)
         for value in self.network.parameters():
             if value.ndim == 4:
                 value.data = value.data.contiguous(memory_format=torch.channels_last)
@@ -129,20 +156,3 @@ class VAETask:
     def picture(self) -> None:
         """None: an autoencoder draws nothing by itself."""
         return None
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, resolution=128, reference_resolution=64)
-
-
-def _build(chosen: argparse.Namespace, config: TrainingConfig) -> tuple[VAETask, TrainingData]:
-    assert isinstance(config, VAEConfig)
-    return VAETask(config, comfy.model_management.get_torch_device()), load_data(chosen, config)
-
-
-TRAINER = Trainer(
-    description="an autoencoder of TAESD's architecture, on pictures alone",
-    config=VAEConfig,
-    add_arguments=_add_arguments,
-    build=_build,
-)

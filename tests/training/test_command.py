@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from comfyui_ensemble.training.checkpoint import read_checkpoint
 from comfyui_ensemble.training.command import TRAINERS, main
-from devtools.toy_training import command
+from devtools.toy_training import TRAINER, command
 
 
 def newest(out: Path) -> Path:
@@ -119,7 +119,7 @@ def test_weights_are_left_in_the_folder_and_saved_by_name(tmp_path: Path, toy: N
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(TRAINERS, "toy", "devtools.toy_training")
+    monkeypatch.setitem(TRAINERS, "toy", TRAINER)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import comfy.sd
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from comfyui_ensemble.training.config import read_config
 from comfyui_ensemble.training.data import TrainingData
@@ -13,7 +16,15 @@ from comfyui_ensemble.training.errors import TrainingError
 from comfyui_ensemble.training.loop import train
 from comfyui_ensemble.training.puppets import PuppetSource
 from comfyui_ensemble.training.sample import TrainingSample
-from comfyui_ensemble.training.vae import LATENT_FORMATS, VAEConfig, VAETask, latent_loss, reconstruction_loss
+from comfyui_ensemble.training.vae import (
+    LATENT_FORMATS,
+    VAEConfig,
+    VAETask,
+    fresh_taesd,
+    latent_loss,
+    load_taesd,
+    reconstruction_loss,
+)
 
 CPU = torch.device("cpu")
 SMALL = {"crop": 16, "latent_noise": 0.0}
@@ -149,3 +160,31 @@ def test_a_picture_smaller_than_the_crop():
     task = VAETask(read_config(VAEConfig, {"crop": 64}), CPU)
     with pytest.raises(TrainingError, match="sample 0 is 16 x 16, smaller than the crop of 64; lower crop"):
         task.prepare(sample(0), 0)
+
+
+def test_it_begins_with_an_autoencoder_of_other_channels(tmp_path: Path):
+    begin = fresh_taesd(16, seed=3).state_dict()
+    path = tmp_path / "begin.safetensors"
+    save_file({name: value.clone() for name, value in begin.items()}, path)
+    task = VAETask(read_config(VAEConfig, {**SMALL, "latent_channels": 4}), CPU, load_taesd(path))
+    state = task.network.state_dict()
+    same = {
+        name for name, value in state.items() if value.shape == begin[name].shape and torch.equal(value, begin[name])
+    }
+    fresh = set(state) - same
+    weights = {name for name in fresh if state[name].ndim == 4}
+    assert len(weights) == 2 and all(4 in state[name].shape[:2] for name in weights)
+    assert state["vae_scale"] == LATENT_FORMATS[4]().scale_factor
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"no weights", "cannot be read"), (None, "is no autoencoder of TAESD's architecture")]
+)
+def test_what_it_cannot_begin_with_is_said(content: bytes | None, said: str, tmp_path: Path):
+    path = tmp_path / "begin.safetensors"
+    if content is None:
+        save_file({"a": torch.zeros(1)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(TrainingError, match=said):
+        load_taesd(path)

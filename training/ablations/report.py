@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...evaluation.statistics import Estimate, estimate
 from ...models_info.files import whole_file
 from ..errors import TrainingError
 from .results import Plan, Store
-from .statistics import Estimate, estimate
 from .table import MEASURES, Ablation, Claim
 
 AGREES, OPPOSES, OPEN = "as in the paper", "the other way round than in the paper", "not told apart"
