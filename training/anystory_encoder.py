@@ -38,7 +38,7 @@ from .anystory_task import OPTIONS, AnyStoryTask, check_models, check_vision
 from .augment import dropped
 from .config import TrainingConfig, at_least, share
 from .data import TrainingData
-from .encoding import keep_in_memory
+from .encoding import Keep, keep_in_memory
 from .errors import TrainingError
 from .groups import grouped, in_batch_order
 from .randomness import generator
@@ -178,18 +178,20 @@ def anystory_encoder(
     data: TrainingData,
     config: AnyStoryEncoderConfig,
     anystory: AnyStory | None = None,
+    keep: Keep | None = None,
 ) -> tuple[AnyStoryEncoderTask, TrainingData]:
     """Stage 1 and its data.
 
     Args:
         anystory: where training starts; None for a fresh network.
+        keep: how encodings are kept; in memory, unless the data is as good as endless, where it is None.
 
     Raises:
         TrainingError: something does not fit; says at which input.
     """
     if config.augment_references:
         data = data.with_augmentation()
-    encoders = SDXLEncoders(vae, clip, clip_vision, keep_in_memory(len(data)))
+    encoders = SDXLEncoders(vae, clip, clip_vision, keep or keep_in_memory(len(data)))
     check_encoders(model, encoders)
     check_vision(clip_vision)
     if anystory is None:

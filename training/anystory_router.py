@@ -31,7 +31,7 @@ from .anystory_task import OPTIONS, AnyStoryTask, check_models
 from .augment import dropped
 from .config import TrainingConfig, at_least
 from .data import TrainingData
-from .encoding import keep_in_memory
+from .encoding import Keep, keep_in_memory
 from .errors import TrainingError
 from .groups import grouped, in_batch_order
 from .randomness import generator
@@ -176,18 +176,20 @@ def anystory_router(
     data: TrainingData,
     config: AnyStoryRouterConfig,
     anystory: AnyStory,
+    keep: Keep | None = None,
 ) -> tuple[AnyStoryRouterTask, TrainingData]:
     """Stage 2 and its data.
 
     Args:
         anystory: what came of stage 1.
+        keep: how encodings are kept; in memory, unless the data is as good as endless, where it is None.
 
     Raises:
         TrainingError: something does not fit; says at which input.
     """
     if config.augment_references:
         data = data.with_augmentation()
-    encoders = SDXLEncoders(vae, clip, clip_vision, keep_in_memory(len(data)))
+    encoders = SDXLEncoders(vae, clip, clip_vision, keep or keep_in_memory(len(data)))
     check_models(model, encoders, anystory.config)
     shown = data.load(data.batch(0, 1)[0]) if config.picture_every else None
     return AnyStoryRouterTask(model, encoders, anystory, config, shown), data

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from comfy.clip_vision import ClipVisionModel
-from comfy.sd import CLIP, VAE
-
 from .config import TrainingConfig
 from .data import TrainingData
 from .encoding import Keep, keep_in_folder
@@ -63,11 +60,9 @@ def add_keep_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_keep(
-    chosen: argparse.Namespace, vae: VAE, clip: CLIP, clip_vision: ClipVisionModel | None = None
-) -> Keep | None:
+def load_keep(chosen: argparse.Namespace) -> Keep | None:
     """How encodings are kept as the arguments ask for it; None where they do not."""
-    return None if chosen.encodings is None else keep_in_folder(chosen.encodings, vae, clip, clip_vision)
+    return None if chosen.encodings is None else keep_in_folder(chosen.encodings)
 
 
 def load_data(chosen: argparse.Namespace, config: TrainingConfig) -> TrainingData:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ def keep_in_memory(samples: int) -> Keep:
     return EncodedCache("") if samples <= MOST_KEPT else keep_nothing
 
 
-def keep_in_folder(folder: Path, vae: VAE, clip: CLIP, clip_vision: ClipVisionModel | None = None) -> Keep:
-    """Keep encodings in a folder too, for later starts and for more of them than fit into memory."""
-    return EncodedCache(repr(HostEncoders(vae, clip, clip_vision).identity()), folder)
+def keep_in_folder(folder: Path) -> Keep:
+    """Keep encodings in a folder too: for later starts, for other trainings with the same encoders, and for more of them than
+    fit into memory."""
+    return EncodedCache("", folder)  # what is asked for names its encoders
 
 
 @dataclass
@@ -56,6 +58,10 @@ class HostEncoders:
 
     def identity(self) -> dict[str, str]:
         """What the encodings depend on besides the samples: hashes of the encoders' weights, and their precision."""
+        return dict(self._identity)
+
+    @cached_property
+    def _identity(self) -> dict[str, str]:
         networks = {"vae": self.vae.first_stage_model, "text encoder": self.clip.cond_stage_model}
         if self.clip_vision is not None:
             networks["CLIP vision"] = self.clip_vision.model
@@ -66,16 +72,24 @@ class HostEncoders:
 
     def target(self, picture: torch.Tensor) -> torch.Tensor:
         """(H, W, 3) -> the VAE's latent (1, C, h, w)."""
-        return self.kept("target", (picture,), lambda: {"latent": self.vae.encode(picture[None])})["latent"]
+        return self.kept(("vae",), "target", (picture,), lambda: {"latent": self.vae.encode(picture[None])})["latent"]
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """The first picture of a VAE's latents (B, C, h, w): (H, W, 3) in [0, 1]."""
         with self._lock, torch.no_grad():
             return _plain(self.vae.decode(latent)[0, ..., :3]).clamp(0, 1)
 
-    def kept(self, what: str, pictures: tuple[torch.Tensor, ...], make: Callable[[], Tensors]) -> Tensors:
-        """What `make` makes of some pictures, or made of the same ones earlier; `what` tells apart all that can be made of them."""
+    def kept(
+        self, encoders: Sequence[str], what: str, pictures: tuple[torch.Tensor, ...], make: Callable[[], Tensors]
+    ) -> Tensors:
+        """What `make` makes of some pictures, or made of the same ones earlier.
+
+        Args:
+            encoders: which of `identity`'s it is made with.
+            what: tells apart all that can be made of the pictures.
+        """
         digest = hashlib.blake2b(what.encode(), digest_size=16)
+        digest.update(repr([self._identity[name] for name in encoders]).encode())
         for picture in pictures:
             digest.update(f" {tuple(picture.shape)}".encode())
             numbers: Any = picture.contiguous().numpy()

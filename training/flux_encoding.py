@@ -48,14 +48,18 @@ class FluxEncoders(HostEncoders):
 
     def pose_map(self, picture: torch.Tensor) -> torch.Tensor:
         """A pose map (1, H, W, 3) as Reference Latents encodes it, (1, C, h, w)."""
-        return self.kept("reference", (picture,), lambda: {"latent": encode_reference(self.vae, picture)})["latent"]
+        return self.kept(("vae",), "reference", (picture,), lambda: {"latent": encode_reference(self.vae, picture)})[
+            "latent"
+        ]
 
     def vision(self, subject: TrainingSubject, layers: Sequence[int]) -> torch.Tensor:
         """What DSM reads of a subject's reference, (1, layers, patches, d_clip)."""
         encoder, picture = self.clip_vision, _cut_out(subject)
         assert encoder is not None
         seen = f"vision {tuple(layers)}"
-        return self.kept(seen, (picture,), lambda: {"states": vision_states(encoder, picture, layers)})["states"]
+        return self.kept(
+            ("CLIP vision",), seen, (picture,), lambda: {"states": vision_states(encoder, picture, layers)}
+        )["states"]
 
     def prompt(self, caption: str, descriptions: Mapping[str, str]) -> Prompt:
         """A caption as Item Prompt encodes it. Subjects described in the same words share the places where these stand.
@@ -80,7 +84,7 @@ class FluxEncoders(HostEncoders):
             pooled = options.get("pooled_output")
             return {"text": text, **spans, **({} if pooled is None else {"pooled": pooled})}
 
-        made = self.kept(f"prompt {(caption, sorted(asked))!r}", (), encode)
+        made = self.kept(("text encoder",), f"prompt {(caption, sorted(asked))!r}", (), encode)
         found = {words: [(start, stop) for start, stop in made[f"span {words}"].tolist()] for words in asked}
         spans = {name: found.get(_words(text), []) for name, text in descriptions.items()}
         return Prompt(made["text"], made.get("pooled"), spans)

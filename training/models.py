@@ -47,11 +47,15 @@ def load_sdxl(path: Path) -> ModelPatcher:
         raise _unknown(path, "model") from None
 
 
-def load_vae(path: Path) -> comfy.sd.VAE:
-    """A VAE, or the one in a checkpoint."""
+def load_vae(path: Path, dtype: torch.dtype | None = None) -> comfy.sd.VAE:
+    """A VAE, or the one in a checkpoint.
+
+    Args:
+        dtype: what a file of its own computes in; the host's choice by default, which on a CPU is float32.
+    """
     if any(name.startswith(_CHECKPOINT) for name in _shapes(path, "vae")):
         return _from_checkpoint(path, vae=True)[2]
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(path)))
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(path)), dtype=dtype)
     if vae.first_stage_model is None:
         raise _unknown(path, "vae")
     return vae

@@ -16,7 +16,7 @@ from comfy.sd import CLIP, VAE
 from .augment import dropped
 from .config import TrainingConfig
 from .data import TrainingData
-from .encoding import keep_in_memory
+from .encoding import Keep, keep_in_memory
 from .groups import grouped, in_batch_order
 from .model import TrainableModel
 from .sample import TrainingSample
@@ -87,13 +87,16 @@ class SDXLBaseTask:
 
 
 def sdxl_base(
-    model: ModelPatcher, vae: VAE, clip: CLIP, data: TrainingData, config: SDXLBaseConfig
+    model: ModelPatcher, vae: VAE, clip: CLIP, data: TrainingData, config: SDXLBaseConfig, keep: Keep | None = None
 ) -> tuple[SDXLBaseTask, TrainingData]:
     """The training of a base model and its data.
+
+    Args:
+        keep: how encodings are kept; in memory, unless the data is as good as endless, where it is None.
 
     Raises:
         TrainingError: something does not fit; says at which input.
     """
-    encoders = SDXLEncoders(vae, clip, keep=keep_in_memory(len(data)))
+    encoders = SDXLEncoders(vae, clip, keep=keep or keep_in_memory(len(data)))
     shown = data.load(data.batch(0, 1)[0]) if config.picture_every else None
     return SDXLBaseTask(model, encoders, config, shown), data

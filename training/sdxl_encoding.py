@@ -45,7 +45,7 @@ class SDXLEncoders(HostEncoders):
             ((text, options),) = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))
             return {"text": text, "pooled": options["pooled_output"]}
 
-        return Prompt(**self.kept(f"prompt {caption}", (), encode))
+        return Prompt(**self.kept(("text encoder",), f"prompt {caption}", (), encode))
 
     def subject(self, subject: TrainingSubject, reference_size: int) -> SeenSubject:
         """A reference as AnyStory Encode sees it.
@@ -61,13 +61,13 @@ class SDXLEncoders(HostEncoders):
             return {"clip": self._clip(picture), "latent": latent, "mask": mask}
 
         content = (subject.reference, subject.reference_mask)
-        return SeenSubject(**self.kept(f"subject {reference_size}", content, encode))
+        return SeenSubject(**self.kept(("vae", "CLIP vision"), f"subject {reference_size}", content, encode))
 
     def zero(self) -> torch.Tensor:
         """F_clip of the zero image, (1, P, d_clip)."""
         assert self.clip_vision is not None
         picture = zero_picture(self.clip_vision)
-        return self.kept("zero", (), lambda: {"clip": self._clip(picture)})["clip"]
+        return self.kept(("CLIP vision",), "zero", (), lambda: {"clip": self._clip(picture)})["clip"]
 
     def _clip(self, picture: Picture) -> torch.Tensor:
         assert self.clip_vision is not None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import comfy.model_management
+import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
@@ -52,20 +53,19 @@ class Trainer:
     build: Callable[[argparse.Namespace, Any], Built]
 
 
-def _needs(*models: str, resolution: int, reference_resolution: int, keeps: bool = False) -> AddArguments:
-    """Arguments for these models and for data of these sizes; `keeps`: and for a folder of encodings."""
+def _needs(*models: str, resolution: int, reference_resolution: int) -> AddArguments:
+    """Arguments for these models, for a folder of their encodings, and for data of these sizes."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_model_arguments(parser, *models)
-        if keeps:
-            add_keep_argument(parser)
+        add_keep_argument(parser)
         add_data_arguments(parser, resolution, reference_resolution)
 
     return add_arguments
 
 
 def _vae_arguments(parser: argparse.ArgumentParser) -> None:
-    _needs(resolution=128, reference_resolution=64)(parser)
+    add_data_arguments(parser, resolution=128, reference_resolution=64)
     parser.add_argument(
         "--begin-with", type=Path, metavar="FILE", help="an autoencoder of this architecture, of any latent channels"
     )
@@ -90,63 +90,65 @@ def _build_vae(chosen: argparse.Namespace, config: VAEConfig) -> Built:
 
 def _build_astra(chosen: argparse.Namespace, config: ASTRAConfig) -> Built:
     data = load_data(chosen, config)
-    model, vae, clip = _flux(chosen)
-    clip_vision = load_vision(chosen.clip_vision)
-    return astra(model, vae, clip, clip_vision, data, config, load_keep(chosen, vae, clip, clip_vision))
+    return astra(*_flux(chosen, config), load_vision(chosen.clip_vision), data, config, load_keep(chosen))
 
 
 def _build_one_for_all(chosen: argparse.Namespace, config: OneForAllConfig) -> Built:
     data = load_data(chosen, config)
-    model, vae, clip = _flux(chosen)
-    return one_for_all(model, vae, clip, data, config, load_keep(chosen, vae, clip))
+    return one_for_all(*_flux(chosen, config), data, config, load_keep(chosen))
 
 
 def _build_flux_base(chosen: argparse.Namespace, config: FluxBaseConfig) -> Built:
     data = load_data(chosen, config)
-    model, vae, clip = _flux(chosen)
-    return flux_base(model, vae, clip, data, config, load_keep(chosen, vae, clip))
+    return flux_base(*_flux(chosen, config), data, config, load_keep(chosen))
 
 
 def _build_anystory_encoder(chosen: argparse.Namespace, config: AnyStoryEncoderConfig) -> Built:
     data = load_data(chosen, config)
     anystory = None if chosen.anystory is None else load_checkpoint(chosen.anystory)
-    return anystory_encoder(*_sdxl_and_vision(chosen), data, config, anystory)
+    return anystory_encoder(*_sdxl_and_vision(chosen, config), data, config, anystory, load_keep(chosen))
 
 
 def _build_anystory_router(chosen: argparse.Namespace, config: AnyStoryRouterConfig) -> Built:
     data = load_data(chosen, config)
     anystory = load_checkpoint(chosen.anystory)
-    return anystory_router(*_sdxl_and_vision(chosen), data, config, anystory)
+    return anystory_router(*_sdxl_and_vision(chosen, config), data, config, anystory, load_keep(chosen))
 
 
 def _build_sdxl_base(chosen: argparse.Namespace, config: SDXLBaseConfig) -> Built:
     data = load_data(chosen, config)
-    return sdxl_base(*_sdxl(chosen), data, config)
+    return sdxl_base(*_sdxl(chosen, config), data, config, load_keep(chosen))
 
 
-def _flux(chosen: argparse.Namespace) -> tuple[ModelPatcher, VAE, CLIP]:
-    return load_flux(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=True)
+def _flux(chosen: argparse.Namespace, config: TrainingConfig) -> tuple[ModelPatcher, VAE, CLIP]:
+    return load_flux(chosen.model), _vae(chosen, config), load_clip(chosen.clip, flux=True)
 
 
-def _sdxl(chosen: argparse.Namespace) -> tuple[ModelPatcher, VAE, CLIP]:
-    return load_sdxl(chosen.model), load_vae(chosen.vae), load_clip(chosen.clip, flux=False)
+def _vae(chosen: argparse.Namespace, config: TrainingConfig) -> VAE:
+    return load_vae(chosen.vae, torch.bfloat16 if config.precision == "bf16" else None)
 
 
-def _sdxl_and_vision(chosen: argparse.Namespace) -> tuple[ModelPatcher, VAE, CLIP, ClipVisionModel]:
-    return *_sdxl(chosen), load_vision(chosen.clip_vision)
+def _sdxl(chosen: argparse.Namespace, config: TrainingConfig) -> tuple[ModelPatcher, VAE, CLIP]:
+    return load_sdxl(chosen.model), _vae(chosen, config), load_clip(chosen.clip, flux=False)
+
+
+def _sdxl_and_vision(
+    chosen: argparse.Namespace, config: TrainingConfig
+) -> tuple[ModelPatcher, VAE, CLIP, ClipVisionModel]:
+    return *_sdxl(chosen, config), load_vision(chosen.clip_vision)
 
 
 TRAINERS: dict[str, Trainer] = {
     "astra": Trainer(
         "ASTRA: LoRA and DSM for FLUX",
         ASTRAConfig,
-        _needs("model", "vae", "clip", "clip_vision", resolution=512, reference_resolution=320, keeps=True),
+        _needs("model", "vae", "clip", "clip_vision", resolution=512, reference_resolution=320),
         _build_astra,
     ),
     "one-for-all": Trainer(
         "One-for-All: LoRA and DAM for FLUX",
         OneForAllConfig,
-        _needs("model", "vae", "clip", resolution=880, reference_resolution=768, keeps=True),
+        _needs("model", "vae", "clip", resolution=880, reference_resolution=768),
         _build_one_for_all,
     ),
     "anystory-encoder": Trainer(
@@ -164,7 +166,7 @@ TRAINERS: dict[str, Trainer] = {
     "flux-base": Trainer(
         "every weight of a small FLUX-architecture model",
         FluxBaseConfig,
-        _needs("model", "vae", "clip", resolution=128, reference_resolution=64, keeps=True),
+        _needs("model", "vae", "clip", resolution=128, reference_resolution=64),
         _build_flux_base,
     ),
     "sdxl-base": Trainer(

@@ -37,6 +37,7 @@ class VAEConfig(TrainingConfig):
     latent_channels: int = 16  # 16 as FLUX's, 4 as SDXL's
     crop: int = 64  # pixels of a side
     latent_noise: float = 0.1
+    decoder_only: bool = False  # the encoder, and with it the latent space that other models know, stays as it is
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +119,7 @@ class VAETask:
         for value in self.network.parameters():
             if value.ndim == 4:
                 value.data = value.data.contiguous(memory_format=torch.channels_last)
+        self.network.taesd_encoder.requires_grad_(not config.decoder_only)
         self.network.vae_scale.requires_grad_(False)
         self.network.vae_shift.requires_grad_(False)
 
@@ -125,7 +127,8 @@ class VAETask:
         return {"architecture": "TAESD", "latent_channels": str(self.config.latent_channels)}
 
     def modules(self) -> dict[str, torch.nn.Module]:
-        return {"encoder": self.network.taesd_encoder, "decoder": self.network.taesd_decoder}
+        decoder = {"decoder": self.network.taesd_decoder}
+        return decoder if self.config.decoder_only else {"encoder": self.network.taesd_encoder, **decoder}
 
     def prepare(self, sample: TrainingSample, position: int) -> Prepared:
         """A random square of the target: {"pixels": (3, crop, crop)} in [0, 1]."""
@@ -141,7 +144,8 @@ class VAETask:
     def losses(self, batch: Sequence[Prepared], positions: Sequence[int]) -> dict[str, torch.Tensor]:
         device = self.network.vae_scale.device
         pixels = torch.stack([entry["pixels"] for entry in batch]).to(device, memory_format=torch.channels_last)
-        latents = self.network.taesd_encoder(pixels)  # (B, C, h, w)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.decoder_only):
+            latents = self.network.taesd_encoder(pixels)  # (B, C, h, w)
         rngs = [generator(self.config.seed, "latent noise", position) for position in positions]
         noise = torch.stack([torch.randn(latents.shape[1:], generator=rng) for rng in rngs]).to(latents)
         rebuilt = self.network.taesd_decoder(latents + self.config.latent_noise * noise)

@@ -85,13 +85,15 @@ def test_many_threads_get_what_one_gets(vae, clip, vision):
 
 
 def test_a_folder_serves_later_starts_and_no_other_encoders(vae, clip, vision, sample, tmp_path: Path):
-    first = encode_all(FluxEncoders(vae, clip, vision, keep_in_folder(tmp_path, vae, clip, vision)), sample)
-    later = keep_in_folder(tmp_path, vae, clip, vision)
+    first = encode_all(FluxEncoders(vae, clip, vision, keep_in_folder(tmp_path)), sample)
+    later = keep_in_folder(tmp_path)
     found = encode_all(FluxEncoders(vae, clip, vision, later), sample)
     assert isinstance(later, EncodedCache) and later.made == 0
+    base = FluxEncoders(vae, clip, keep=later)  # a training that looks at nobody
+    assert torch.equal(base.target(sample.target), first[0]) and later.made == 0
     assert all(torch.equal(one, other) for one, other in zip(found, first, strict=True))
     other_vae = comfy.sd.VAE(sd=tiny_vae(1))
-    keep = keep_in_folder(tmp_path, other_vae, clip, vision)
+    keep = keep_in_folder(tmp_path)
     assert not torch.equal(FluxEncoders(other_vae, clip, vision, keep).target(sample.target), first[0])
 
 

@@ -188,3 +188,15 @@ def test_what_it_cannot_begin_with_is_said(content: bytes | None, said: str, tmp
         path.write_bytes(content)
     with pytest.raises(TrainingError, match=said):
         load_taesd(path)
+
+
+def test_the_decoder_alone_learns(gradients):
+    task = VAETask(read_config(VAEConfig, {**SMALL, "decoder_only": True}), CPU)
+    before = {name: value.clone() for name, value in task.network.state_dict().items()}
+    (decoder,) = task.modules().values()
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-3)
+    task.losses([task.prepare(sample(0), 0)], [0])["loss"].sum().backward()
+    optimizer.step()
+    changed = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("taesd_decoder") for name in changed)
+    assert all(value.grad is None for value in task.network.taesd_encoder.parameters())

@@ -20,7 +20,7 @@ from ..anystory_encoder import AnyStoryEncoderConfig, anystory_encoder
 from ..anystory_router import AnyStoryRouterConfig, anystory_router
 from ..config import TrainingConfig, read_config
 from ..data import TrainingData
-from ..encoding import Keep
+from ..encoding import Keep, keep_in_folder
 from ..loop import train
 from ..progress import Progress
 from ..sdxl_encoding import SDXLEncoders
@@ -55,7 +55,7 @@ class AnyStoryStudy:
     @cached_property
     def keep(self) -> Keep:
         """Encodings that all rows and both stages share."""
-        return self.models.keep(self.encodings, self.models.sdxl_vae)
+        return keep_in_folder(self.encodings)
 
     @cached_property
     def encoders(self) -> SDXLEncoders:

@@ -11,7 +11,7 @@ import torch
 
 from ..config import read_config
 from ..data import TrainingData
-from ..encoding import Keep
+from ..encoding import Keep, keep_in_folder
 from ..flux_task import Absent, FluxConfig, FluxTask
 from ..loop import train
 from ..progress import Progress
@@ -56,7 +56,7 @@ class FluxStudy:
     @cached_property
     def keep(self) -> Keep:
         """Encodings that all rows share."""
-        return self.models.keep(self.encodings, self.models.vae)
+        return keep_in_folder(self.encodings)
 
     def cases(self) -> Sequence[Case]:
         return self.world.cases

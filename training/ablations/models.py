@@ -23,7 +23,6 @@ from ...models_info.registry import (
     find_file,
     register_folders,
 )
-from ..encoding import Keep, keep_in_folder
 from ..errors import TrainingError
 from ..models import MINILM, load_clip, load_flux, load_sdxl, load_vae, load_vision
 
@@ -104,10 +103,6 @@ class Models:
     @cached_property
     def clip(self) -> CLIP:
         return load_clip([MINILM], flux=True)
-
-    def keep(self, folder: Path, vae: VAE) -> Keep:
-        """Encodings that all rows share, in memory and in a folder."""
-        return keep_in_folder(folder, vae, self.clip, self.vision)
 
 
 def _metadata(path: Path) -> dict[str, str]:

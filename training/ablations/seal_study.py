@@ -18,6 +18,7 @@ from ...attention_patches.appearance_infusion import Schedule
 from ...attention_patches.appearance_patch import Settings, Source, apply_infusion
 from ...attention_patches.delta_bridge import apply_delta_bridge
 from ...attention_patches.projection import Move, project
+from ..encoding import keep_in_folder
 from ..progress import Progress
 from ..puppets import Puppet, Scene, draw_reference, draw_scene
 from ..puppets.identity import COLOURS
@@ -69,7 +70,7 @@ class SeAlStudy:
     @cached_property
     def encoders(self) -> SDXLEncoders:
         vae = self.models.sdxl_vae
-        return SDXLEncoders(vae, self.models.clip, self.models.vision, self.models.keep(self.encodings, vae))
+        return SDXLEncoders(vae, self.models.clip, self.models.vision, keep_in_folder(self.encodings))
 
     def cases(self) -> Sequence[Case]:
         return self.world.cases
