@@ -5,6 +5,7 @@ With references and pose maps as context, by choice, so that such a base knows w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,7 @@ class FluxBaseConfig(FluxConfig):
     Attributes:
         references, pose_maps: whether these are shown as context.
         mode: where they stand: where the host puts references when no node places them, or as in EURoPE Positions.
+        anew: begin with weights that suit a training from nothing, rather than with the model's own.
         saved_as: the numbers of the file.
     """
 
@@ -51,6 +53,7 @@ class FluxBaseConfig(FluxConfig):
     references: bool = True
     pose_maps: bool = True
     mode: Literal["the model's own", "EURoPE", "symmetric RoPE", "symmetric UnoPE"] = EUROPE
+    anew: bool = False
     saved_as: Literal["bf16", "fp32"] = "bf16"
 
 
@@ -79,6 +82,24 @@ class FluxBase(FluxTask):
         return Weights((WeightFile(DIFFUSION_MODELS, "", state, {}),))
 
 
+def begin_anew(network: torch.nn.Module, seed: int) -> None:
+    """First weights as in DiT (Peebles and Xie 2023, adaLN-Zero): every block passes on what it gets, the output is zero.
+
+    Matrices are Xavier's (Glorot and Bengio 2010).
+    """
+    rng = torch.Generator().manual_seed(seed)
+    with torch.inference_mode(False), torch.no_grad():
+        for name, value in network.named_parameters():
+            silent = any(part in name for part in ("mod.lin", "modulation", "final_layer.linear"))
+            if value.ndim == 2 and not silent:
+                drawn = torch.randn(value.shape, generator=rng) * math.sqrt(2 / sum(value.shape))
+                value.copy_(drawn)
+            elif "_norm." in name:
+                value.fill_(1)
+            else:
+                value.zero_()
+
+
 def flux_base(
     model: ModelPatcher, vae: VAE, clip: CLIP, data: TrainingData, config: FluxBaseConfig, keep: Keep | None = None
 ) -> tuple[FluxBase, TrainingData]:
@@ -92,4 +113,6 @@ def flux_base(
     """
     encoders = flux_encoders(model, vae, clip, None, keep or keep_in_memory(len(data)))
     trainable = TrainableModel(model, "full", gradient_checkpointing=config.gradient_checkpointing)
+    if config.anew:
+        begin_anew(trainable.network, config.seed)
     return FluxBase(trainable, encoders, config, shown_sample(data, config)), drawn_data(data, config)

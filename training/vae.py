@@ -23,6 +23,8 @@ from .randomness import generator
 from .sample import TrainingSample
 from .task import Prepared, WeightFile, Weights
 
+MEAN_SCALE = 3.0  # of a colour in [0, 1] to a latent of about unit variance
+QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # of 8 x 8 pixels: down, right
 LATENT_FORMATS = {16: comfy.latent_formats.Flux, 4: comfy.latent_formats.SDXL}
 
 
@@ -49,21 +51,63 @@ class VAEConfig(TrainingConfig):
 
 
 def fresh_taesd(latent_channels: int, seed: int) -> comfy.taesd.taesd.TAESD:
-    """Random weights (He et al. 2015), the last convolution of every residual block small, so that depth does not add up."""
+    """First weights with which a picture already comes through, blurred.
+
+    Residual blocks begin as the identity. Beside random features (He et al. 2015) three channels carry the colours: halved three
+    times by means over 2 x 2 pixels, and on the way back doubled three times by linear interpolation. The first three latent
+    channels are the mean colours of 8 x 8 pixels, the next nine what their quarters differ by; others are random.
+    """
     network = comfy.taesd.taesd.TAESD(latent_channels=latent_channels)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in network.named_parameters():
             if value.ndim == 4:
-                gain = 0.2 if name.endswith("conv.4.weight") else math.sqrt(2)
+                gain = 0.0 if name.endswith("conv.4.weight") else math.sqrt(2)
                 value.copy_(torch.randn(value.shape, generator=rng) * gain / math.sqrt(math.prod(value.shape[1:])))
             elif value.ndim == 1:
                 value.zero_()
+        _carry_colours(network.taesd_encoder, network.taesd_decoder, latent_channels)
         format_ = LATENT_FORMATS[latent_channels]()
         # The host divides by these what the model multiplies by: the encoder's own output is what the diffusion model sees.
         network.vae_scale.fill_(format_.scale_factor)
         network.vae_shift.fill_(getattr(format_, "shift_factor", 0.0) or 0.0)
     return network
+
+
+def _carry_colours(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential, latent_channels: int) -> None:
+    """Let channels 0 to 2 of every layer be the colours, and of the encoder's last layers 3 to 14 those of the quarters."""
+    colours = range(3)
+    enters, *halvings, leaves = [layer for layer in encoder if isinstance(layer, torch.nn.Conv2d)]
+    for conv in (enters, *halvings):
+        conv.weight[:3] = 0
+    quarters = halvings[-1].weight
+    quarters[3:15] = 0
+    for colour in colours:
+        enters.weight[colour, colour, 1, 1] = 1
+        for conv in halvings:
+            conv.weight[colour, colour, 1:, 1:] = 1 / 4
+        for quarter, (y, x) in enumerate(QUARTERS):
+            quarters[3 + 4 * colour + quarter, colour, 1 + y, 1 + x] = 1
+    carried = min(latent_channels, 12)
+    leaves.weight[:carried] = 0
+    for channel in range(carried):
+        kind, colour = divmod(channel, 3)
+        if kind == 0:
+            leaves.weight[channel, colour, 1, 1], leaves.bias[channel] = MEAN_SCALE, -MEAN_SCALE / 2
+        else:
+            signs = torch.tensor([(1 - 2 * y, 1 - 2 * x, (1 - 2 * y) * (1 - 2 * x))[kind - 1] for y, x in QUARTERS])
+            leaves.weight[channel, 3 + 4 * colour : 7 + 4 * colour, 1, 1] = MEAN_SCALE * signs
+
+    enters, *doublings, leaves = [layer for layer in decoder if isinstance(layer, torch.nn.Conv2d)]
+    blur = torch.tensor([0.25, 0.5, 0.25])
+    leaves.weight.zero_()
+    for conv in (enters, *doublings):
+        conv.weight[:3] = 0
+    for colour in colours:
+        enters.weight[colour, colour, 1, 1], enters.bias[colour] = 1 / MEAN_SCALE, 1 / 2
+        for conv in doublings:
+            conv.weight[colour, colour] = blur[:, None] * blur
+        leaves.weight[colour, colour, 1, 1] = 1
 
 
 def load_taesd(path: Path) -> dict[str, torch.Tensor]:

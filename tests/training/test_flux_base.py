@@ -119,3 +119,14 @@ def test_sample_pictures(make):
 def test_settings():
     config = read_config(FluxBaseConfig, '{"mode": "the model\'s own", "references": false}')
     assert (config.mode, config.references, config.pose_maps) == (OWN, False, True)
+
+
+def test_a_training_from_nothing_begins_silent_and_learns(make, tmp_path: Path):
+    task, data = make(anew=True)
+    batch, _ = prepared_batch(task, data, 1)
+    x, sigma = torch.randn(1, *batch[0]["latent"].shape[1:]), torch.tensor([0.7])
+    with torch.no_grad():
+        denoised = task.model.predict(x, sigma, task.conditionings(batch, 1.0), task.patched(batch))
+    assert torch.allclose(denoised, x)  # x0 = x - sigma v, and v is 0
+    before, after = learn_by_heart(task, data, replace(SMALL, steps=30), tmp_path)
+    assert after < 0.8 * before

@@ -200,3 +200,22 @@ def test_the_decoder_alone_learns(gradients):
     changed = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("taesd_decoder") for name in changed)
     assert all(value.grad is None for value in task.network.taesd_encoder.parameters())
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_first_weights_let_a_picture_through_blurred(channels):
+    """The colours of 8 x 8 pixels, and between them no more than their neighbours have."""
+    rng = torch.Generator().manual_seed(0)
+    colours = torch.rand(1, 3, 4, 4, generator=rng)
+    pixels = colours.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    network = fresh_taesd(channels, seed=0)
+    with torch.no_grad():
+        latents = network.taesd_encoder(pixels)
+        rebuilt = network.taesd_decoder(latents)
+    assert torch.allclose(latents[:, :3], 3 * colours - 1.5, atol=1e-5)
+    if channels == 16:
+        assert latents[:, 3:12].abs().max() < 1e-5  # quarters of one colour differ by nothing
+    inside = rebuilt[..., 4:-4, 4:-4]  # the host's convolutions see black beyond the edges
+    assert inside.mean() == pytest.approx(colours.mean().item(), abs=0.1)
+    assert inside.min() > colours.min() - 0.1 and inside.max() < colours.max() + 0.1
+    assert (rebuilt - pixels)[..., 8:-8, 8:-8].abs().mean() < (pixels - pixels.mean()).abs().mean()
