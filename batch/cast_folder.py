@@ -49,7 +49,7 @@ def find_places(addresses: Addresses) -> list[Place]:
         BatchError: there are none, or two subjects share a picture.
     """
     files = {target.node: target for target in addresses.targets if target.declared.is_file}
-    subjects = _in_cast_order(addresses.workflow)
+    subjects = in_cast_order(addresses.workflow)
     if not subjects:
         places = [Place(target, None) for target in sorted(files.values(), key=lambda target: target.title.casefold())]
     else:
@@ -62,7 +62,7 @@ def find_places(addresses: Addresses) -> list[Place]:
     return places
 
 
-def _in_cast_order(workflow: Workflow) -> list[str]:
+def in_cast_order(workflow: Workflow) -> list[str]:
     """The Subject nodes, every one after those whose cast it takes."""
     subjects = [number for number, node in workflow.items() if node["class_type"] == SUBJECT]
 

@@ -18,6 +18,9 @@ ANYSTORY_NETWORKS = "ensemble_anystory"
 CAPTIONERS = "ensemble_captioner"
 DAM_ADAPTERS = "ensemble_dam"
 DSM_ADAPTERS = "ensemble_dsm"
+DETECTORS = "ensemble_detectors"
+ENCODERS = "ensemble_encoders"
+FACE_NETWORKS = "insightface"
 OPENPOSE = "openpose"
 SAMS = "sams"
 
@@ -29,6 +32,9 @@ _FOLDERS: dict[str, set[str]] = {
     CAPTIONERS: {".safetensors"},
     DAM_ADAPTERS: {".safetensors"},
     DSM_ADAPTERS: {".safetensors"},
+    DETECTORS: {".safetensors", ".bin"},
+    ENCODERS: {".safetensors", ".bin"},
+    FACE_NETWORKS: {".onnx"},
     OPENPOSE: {".safetensors", ".pth"},
     SAMS: {".safetensors", ".pth"},
 }
@@ -185,6 +191,55 @@ CLIP_VIT_H = ModelFile(
     source="huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K (model.safetensors, renamed)",
     licence="MIT",
 )
+CLIP_VIT_B_32 = ModelFile(
+    name="clip-vit-base-patch32",
+    folder=ENCODERS,
+    purpose="measuring CLIP-I, CLIP-T and Structure",
+    source="huggingface.co/openai/clip-vit-base-patch32 (the folder with all its files)",
+    licence="MIT",
+)
+DINO_VIT_S_16 = ModelFile(
+    name="dino-vits16",
+    folder=ENCODERS,
+    purpose="measuring DINO and Structure",
+    source="huggingface.co/facebook/dino-vits16 (the folder with all its files)",
+    licence="Apache-2.0",
+)
+DINOV2_BASE = ModelFile(
+    name="dinov2-base",
+    folder=ENCODERS,
+    purpose="measuring DINOv2",
+    source="huggingface.co/facebook/dinov2-base (the folder with all its files)",
+    licence="Apache-2.0",
+)
+FASHION_CLIP = ModelFile(
+    name="fashion-clip",
+    folder=ENCODERS,
+    purpose="measuring FashionCLIP-I and FashionCLIP-T",
+    source="huggingface.co/patrickjohncyh/fashion-clip (the folder with all its files)",
+    licence="MIT",
+)
+GME_2B = ModelFile(
+    name="gme-Qwen2-VL-2B-Instruct",
+    folder=ENCODERS,
+    purpose="measuring GME-I and GME-T",
+    source="huggingface.co/Alibaba-NLP/gme-Qwen2-VL-2B-Instruct (the folder with all its files)",
+    licence="Apache-2.0",
+)
+AURAFACE = ModelFile(
+    name="glintr100.onnx",
+    folder=FACE_NETWORKS,
+    purpose="measuring FaceSim",
+    source="huggingface.co/fal/AuraFace-v1",
+    licence="Apache-2.0",
+)
+GROUNDING_DINO = ModelFile(
+    name="grounding-dino-base",
+    folder=DETECTORS,
+    purpose="finding subjects to measure",
+    source="huggingface.co/IDEA-Research/grounding-dino-base (the folder with all its files)",
+    licence="Apache-2.0",
+)
 
 MODEL_FILES = (
     MINILM,
@@ -210,6 +265,13 @@ MODEL_FILES = (
     FLUX_KONTEXT,
     SDXL_BASE,
     CLIP_VIT_H,
+    CLIP_VIT_B_32,
+    DINO_VIT_S_16,
+    DINOV2_BASE,
+    FASHION_CLIP,
+    GME_2B,
+    AURAFACE,
+    GROUNDING_DINO,
 )
 
 
@@ -245,6 +307,13 @@ def find_file(folder: str, name: str) -> Path | None:
     if name not in list_files(folder):
         return None
     return Path(folder_paths.get_full_path_or_raise(folder, name))
+
+
+def find_openpose() -> Path | None:
+    """OpenPose's body network, or None; a conversion to safetensors goes before the published file."""
+    names = (Path(OPENPOSE_BODY.name).with_suffix(".safetensors").name, OPENPOSE_BODY.name)
+    found = (find_file(OPENPOSE_BODY.folder, name) for name in names)
+    return next((path for path in found if path is not None), None)
 
 
 def list_folders(folder: str) -> list[str]:

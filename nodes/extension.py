@@ -16,6 +16,7 @@ from . import (
     delta_bridge,
     dsm,
     encoders,
+    evaluation,
     flux,
     infusion,
     inspector,
@@ -32,6 +33,7 @@ from . import (
     training_flux,
     training_weights,
 )
+from .given import guarded
 
 
 class EnsembleExtension(ComfyExtension):
@@ -67,5 +69,6 @@ class EnsembleExtension(ComfyExtension):
             training_flux,
             training_anystory,
             training_weights,
+            evaluation,
         )
-        return [node for family in families for node in family.NODES]
+        return [guarded(node) for family in families for node in family.NODES]

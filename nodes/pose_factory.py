@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..models_info.registry import OPENPOSE_BODY, POSE_DATABASES, MissingModelError, find_file
+from ..models_info.registry import OPENPOSE_BODY, POSE_DATABASES, MissingModelError, find_openpose
 from ..pose_db.alignment import (
     DEFAULT_THRESHOLD,
     DEFAULT_WEIGHTS,
@@ -259,12 +259,11 @@ def _require_optional(node: str, package: str) -> None:
 
 
 def _openpose_weights() -> Path:
-    """The body network's file; a conversion to safetensors goes before the published one."""
-    for name in (Path(OPENPOSE_BODY.name).with_suffix(".safetensors").name, OPENPOSE_BODY.name):
-        path = find_file(OPENPOSE_BODY.folder, name)
-        if path is not None:
-            return path
-    raise MissingModelError(f"{EnsemblePoseExtract.DISPLAY_NAME}: {OPENPOSE_BODY.missing()}.")
+    """The body network's file."""
+    path = find_openpose()
+    if path is None:
+        raise MissingModelError(f"{EnsemblePoseExtract.DISPLAY_NAME}: {OPENPOSE_BODY.missing()}.")
+    return path
 
 
 class EnsemblePoseQuality(io.ComfyNode):

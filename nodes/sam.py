@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +17,12 @@ from comfy_api.latest import io
 from ..models_info.registry import SAM_VIT_B, SAMS, find_file, list_files
 from ..models_info.sam import SAMError, load_sam
 from ..models_info.sam_masks import Seen, look_at, prompted_logits, subject_mask
+from .boxes import Corners, read_boxes
 from .errors import InputError, require_packages, sentence_or_true
 from .model_choice import file_version, load_chosen
 from .types import SAM
 
 Point = tuple[float, float]
-Corners = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class EnsembleSAMLoader(io.ComfyNode):
@@ -148,7 +147,7 @@ class EnsembleSAMSegment(io.ComfyNode):
         marks = Marks(_read_points("point", point), _read_points("negative_point", negative_point))
         for name, points in zip(("point", "negative_point"), marks, strict=True):
             _check_inside(name, points, width, height)
-        boxes = None if box is None else _read_boxes(box, len(image), width, height)
+        boxes = None if box is None else read_boxes(cls.DISPLAY_NAME, "box", box, len(image), width, height)
         _check_together(boxes, marks)
         masks = []
         progress = comfy.utils.ProgressBar(len(image))
@@ -229,46 +228,6 @@ def _check_inside(name: str, points: Sequence[Point], width: int, height: int) -
                 name,
                 f"({x:g}, {y:g}) lies outside the {width} x {height} picture; count pixels from its upper left corner",
             )
-
-
-def _read_boxes(box: Any, pictures: int, width: int, height: int) -> list[list[Corners]]:
-    """The boxes of every picture, from any form in which the host passes boxes."""
-    if isinstance(box, Mapping):
-        each = [[box]] * pictures
-    elif isinstance(box, list | tuple) and box and isinstance(box[0], list | tuple):
-        each = list(box) * (pictures if len(box) == 1 else 1)
-    else:
-        each = [box if isinstance(box, list | tuple) else []] * pictures
-    node = EnsembleSAMSegment.DISPLAY_NAME
-    if len(each) != pictures:
-        raise InputError(
-            node, "box", f"boxes of {len(each)} pictures came for {pictures}; use those found in these pictures"
-        )
-    for number, boxes in enumerate(each, start=1):
-        if not boxes:
-            raise InputError(node, "box", f"there is none for picture {number}; draw one or disconnect the input")
-    return [[_corners(number, entry, width, height) for number, entry in enumerate(boxes, start=1)] for boxes in each]
-
-
-def _corners(number: int, box: Any, width: int, height: int) -> Corners:
-    """A box's part within the picture."""
-    node = EnsembleSAMSegment.DISPLAY_NAME
-    try:
-        x, y, breadth, depth = (float(box[key]) for key in ("x", "y", "width", "height"))
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            node, "box", f"box {number} lacks x, y, width or height; use Create Bounding Boxes or a detector"
-        ) from None
-    corners = (max(0.0, x), max(0.0, y), min(float(width), x + breadth), min(float(height), y + depth))
-    finite = all(map(math.isfinite, (x, y, breadth, depth)))
-    if not finite or corners[2] - corners[0] < 1 or corners[3] - corners[1] < 1:
-        raise InputError(
-            node,
-            "box",
-            f"box {number} ({breadth:g} x {depth:g} at ({x:g}, {y:g})) covers nothing of the {width} x {height} picture;"
-            " draw it on the subject",
-        )
-    return corners
 
 
 NODES: list[type[io.ComfyNode]] = [EnsembleSAMLoader, EnsembleSAMSegment]

@@ -16,7 +16,14 @@ from comfy_api.latest import io
 
 from ..batch.journal import JournalError
 from ..models_info.files import is_file_name
-from ..models_info.registry import CAPTIONERS, FLORENCE, OPENPOSE_BODY, MissingModelError, find_file, list_folders
+from ..models_info.registry import (
+    CAPTIONERS,
+    FLORENCE,
+    OPENPOSE_BODY,
+    MissingModelError,
+    find_openpose,
+    list_folders,
+)
 from ..training.construction.build import MANIFEST, Built, build, summary_lines
 from ..training.construction.captioners import FILES, FlorenceCaptioner, find_captioner
 from ..training.construction.items import find_items
@@ -399,14 +406,13 @@ def _config(text: str) -> BuildConfig:
 
 
 def _openpose() -> Path:
-    """OpenPose's body network; a conversion to safetensors goes before the published file."""
+    """OpenPose's body network."""
     node = EnsembleBuildTrainingData.DISPLAY_NAME
     require_packages(node, "controlnet_aux")
-    for name in (Path(OPENPOSE_BODY.name).with_suffix(".safetensors").name, OPENPOSE_BODY.name):
-        path = find_file(OPENPOSE_BODY.folder, name)
-        if path is not None:
-            return path
-    raise MissingModelError(f"{node}: {OPENPOSE_BODY.missing()}; or switch poses off.")
+    path = find_openpose()
+    if path is None:
+        raise MissingModelError(f"{node}: {OPENPOSE_BODY.missing()}; or switch poses off.")
+    return path
 
 
 class _Progress:

@@ -16,6 +16,7 @@ import comfyui_ensemble.training  # noqa: F401 (tells the host whether there is 
 import comfy.ops
 import comfy.sd
 import comfy.utils
+import folder_paths
 import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
@@ -30,6 +31,11 @@ from comfyui_ensemble.attention_patches.reference_net import unet_sizes
 from comfyui_ensemble.attention_patches.unet_layers import attention_layers
 from comfyui_ensemble.models_info.minilm import load_minilm_clip
 from comfyui_ensemble.models_info.registry import (
+    CLIP_VIT_B_32,
+    DINO_VIT_S_16,
+    DINOV2_BASE,
+    ENCODERS,
+    GME_2B,
     TINY_ANYSTORY,
     TINY_FLUX,
     TINY_SDXL,
@@ -44,6 +50,7 @@ from comfyui_ensemble.models_info.tiny_sdxl import load_tiny_sdxl
 from comfyui_ensemble.models_info.tiny_vision import load_tiny_vision
 from comfyui_ensemble.training.tiny import write_tiny_models
 from devtools.server import ComfyServer
+from devtools.small_encoders import write_small_clip, write_small_dino, write_small_dinov2, write_small_gme
 from devtools.small_sam import brightness_sam
 
 register_folders()
@@ -195,6 +202,22 @@ def bright_sam(tmp_path_factory: pytest.TempPathFactory) -> ModelPatcher:
     with torch.no_grad():
         torch.save(brightness_sam().state_dict(), path)
     return load_sam(path)
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Encoders of random weights in a models folder, by the published ones' names; one is deeper, as a person may keep it."""
+    folder = tmp_path_factory.mktemp("encoders")
+    write_small_dino(folder / DINO_VIT_S_16.name)
+    write_small_dinov2(folder / DINOV2_BASE.name)
+    write_small_clip(folder / "openai" / CLIP_VIT_B_32.name)
+    write_small_gme(folder / GME_2B.name)
+    paths, _ = folder_paths.folder_names_and_paths[ENCODERS]
+    paths.insert(0, str(folder))
+    folder_paths.filename_list_cache.pop(ENCODERS, None)
+    yield folder
+    paths.remove(str(folder))
+    folder_paths.filename_list_cache.pop(ENCODERS, None)
 
 
 @pytest.fixture(scope="session")
