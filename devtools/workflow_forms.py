@@ -118,7 +118,8 @@ def _declared(node: Node, object_info: Mapping[str, Any]) -> dict[str, tuple[Any
             type_, options = spec[0], (spec[1] if len(spec) > 1 else {})
             if type_ == "COMFY_AUTOGROW_V3":
                 ((_, element),) = (item for kinds in options["template"]["input"].values() for item in kinds.items())
-                declared |= {used: (element[0], {}) for used in node.inputs if used.startswith(f"{name}.")}
+                options = element[1] if len(element) > 1 else {}
+                declared |= {used: (element[0], options) for used in node.inputs if used.startswith(f"{name}.")}
             else:
                 # Nodes of the first generation have the list of choices in place of a type.
                 declared[name] = (

@@ -45,7 +45,7 @@ class EnsembleEvaluationReport(io.ComfyNode):
                 io.Autogrow.Input(
                     "results",
                     template=io.Autogrow.TemplatePrefix(
-                        io.String.Input("table", tooltip="From Pose Similarity or Similarity."),
+                        io.String.Input("table", force_input=True, tooltip="From Pose Similarity or Similarity."),
                         prefix="table",
                         min=1,
                         max=MOST_TABLES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from devtools.workflow_sources import anystory, astra, one_for_all, poses, seal, training
+from devtools.workflow_sources import anystory, astra, evaluation, one_for_all, poses, seal, training
 
 WORKFLOWS = Path(__file__).resolve().parent.parent.parent / "workflows"
 
@@ -15,4 +15,5 @@ WORKFLOW_SOURCES = (
     *anystory.WORKFLOWS,
     *poses.WORKFLOWS,
     *training.WORKFLOWS,
+    *evaluation.WORKFLOWS,
 )
