@@ -11,6 +11,7 @@ import comfyui_ensemble.training  # noqa: F401 (tells the host about accelerator
 import torch
 
 from comfyui_ensemble.nodes.anchor_align import EnsembleAnchorAlign
+from devtools.bench_row import Row
 
 SIDE = 1024  # pixels
 STRUCTURE_BOX, APPEARANCE_BOX = (300, 150, 700, 1000), (120, 260, 460, 940)  # left, top, right, bottom
@@ -18,7 +19,7 @@ PROMISED = 50.0  # ms
 REPEATS = 15
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """The whole node, preview and report included: a mask for both pictures, and a drawn structure that needs none.
 
     The quickest of several runs, in processor time on one thread: other work on the machine slows the rest. Pictures are in
@@ -28,8 +29,8 @@ def rows() -> list[dict[str, Any]]:
     photos = [torch.rand(1, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     drawing = masks[0][..., None] * photos[0]
     return [
-        _row("masks", photos[0], photos[1], *masks),
-        _row("a structure on plain ground", drawing, photos[1], None, masks[1]),
+        _row("masks", "masks", photos[0], photos[1], *masks),
+        _row("plain", "a structure on plain ground", drawing, photos[1], None, masks[1]),
     ]
 
 
@@ -40,16 +41,10 @@ def _mask(box: tuple[int, int, int, int]) -> torch.Tensor:
     return mask
 
 
-def _row(what: str, *inputs: Any) -> dict[str, Any]:
+def _row(id: str, what: str, *inputs: Any) -> Row:
     with torch.inference_mode():
         taken = min(_milliseconds(inputs) for _ in range(REPEATS))
-    return {
-        "name": f"Anchor Align, {SIDE} x {SIDE}, {what}",
-        "ms": taken,
-        "promised": f"under {PROMISED:.0f} ms",
-        "met": taken < PROMISED,
-        "device": "cpu",
-    }
+    return Row(f"anchor_align.{id}", f"Anchor Align, {SIDE} x {SIDE}, {what}", "ms", taken, PROMISED)
 
 
 def _milliseconds(inputs: tuple[Any, ...]) -> float:

@@ -36,6 +36,7 @@ from comfyui_ensemble.attention_patches.anystory_router import AnyStoryRouters, 
 from comfyui_ensemble.attention_patches.anystory_routing import CallRouting, split_by_owner
 from comfyui_ensemble.attention_patches.attention_chain import ROUTED, add_steps
 from comfyui_ensemble.attention_patches.unet_layers import AttentionLayer
+from devtools.bench_row import AT_MOST, Row
 
 LATENT = 128  # 1024 x 1024 pixels
 REFERENCE_LATENT = SDXL_ANYSTORY.reference_size // 8
@@ -51,7 +52,7 @@ ROUNDING = 0.005  # a picture has whole pixels
 REPEATS, REPEATS_OF_SHORT = 3, 15
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """A step's time with two subjects over a plain one; how the added time grows with area and with the cast."""
     device = comfy.model_management.get_torch_device()
     place: dict[str, Any] = {"device": device, "dtype": torch.float32 if device.type == "cpu" else torch.float16}
@@ -59,7 +60,7 @@ def rows() -> list[dict[str, Any]]:
         return [_step(place), *_growth(place)]
 
 
-def _step(place: dict[str, Any]) -> dict[str, Any]:
+def _step(place: dict[str, Any]) -> Row:
     layers = base_layers(SDXL_ANYSTORY)
     plain = routed = 0.0
     for width in sorted({layer.width for layer in layers}):
@@ -67,7 +68,7 @@ def _step(place: dict[str, Any]) -> dict[str, Any]:
         times = _block_times(layers[alike[1]], alike[1], place)
         plain, routed = plain + len(alike) * times[0], routed + len(alike) * times[1]
     name = f"AnyStory, 2 subjects, {len(layers)} transformer blocks of an SDXL step at 1024 x 1024"
-    return _row(name, routed / plain, PROMISED_STEP, place)
+    return _row("step", name, routed / plain, PROMISED_STEP, place)
 
 
 def _block_times(layer: AttentionLayer, number: int, place: dict[str, Any]) -> tuple[float, float]:
@@ -116,7 +117,7 @@ def _features(layer: AttentionLayer, number: int, place: dict[str, Any]) -> Subj
     return SubjectFeatures(("a", "b"), tokens, tokens[-1], router, states, network)
 
 
-def _growth(place: dict[str, Any]) -> list[dict[str, Any]]:
+def _growth(place: dict[str, Any]) -> list[Row]:
     """All of Eq. 5-8 at the shape of 60 of the 70 layers: by the area, and by the cast on the same area.
 
     Arithmetic is counted for what it should be to the digit; time is taken in the middle.
@@ -127,27 +128,21 @@ def _growth(place: dict[str, Any]) -> list[dict[str, Any]]:
         ratio = _arithmetic(_injecting(2, area, place)) / _arithmetic(plain)
         expected = 1 + (SDXL_ANYSTORY.queries + area * REFERENCE_TOKENS) / SHORT_SIDE**2
         name = f"AnyStory, Eq. 5-8 over plain self-attention, 2 subjects on {area:.0%} of the picture, arithmetic"
-        found.append(_row(name, ratio, expected + ROUNDING, place))
+        found.append(_row(f"area_{100 * area:.0f}_arithmetic", name, ratio, expected + ROUNDING, place))
     middle = AREAS[len(AREAS) // 2]
     few, many = (_injecting(count, middle, place) for count in (2, MANY))
     times = _paired(REPEATS_OF_SHORT, place["device"], plain, few, many)
     name = f"AnyStory, Eq. 5-8, 2 subjects on {middle:.0%} over plain self-attention, time"
-    found.append(_row(name, times[1] / times[0], PROMISED_FEW, place))
+    found.append(_row("few_time", name, times[1] / times[0], PROMISED_FEW, place))
     name = f"AnyStory, Eq. 5-8, {MANY} subjects over 2 on the same {middle:.0%}"
-    found.append(_row(f"{name}, arithmetic", _arithmetic(many) / _arithmetic(few), 1 + ROUNDING, place))
-    found.append(_row(f"{name}, time", times[2] / times[1], PROMISED_MANY, place))
+    counted = _arithmetic(many) / _arithmetic(few)
+    found.append(_row("many_arithmetic", f"{name}, arithmetic", counted, 1 + ROUNDING, place))
+    found.append(_row("many_time", f"{name}, time", times[2] / times[1], PROMISED_MANY, place))
     return found
 
 
-def _row(name: str, ratio: float, promised: float, place: dict[str, Any]) -> dict[str, Any]:
-    met = ratio <= promised
-    return {
-        "name": name,
-        "ratio": ratio,
-        "promised": f"at most {promised:.2f} x",
-        "met": met,
-        "device": str(place["device"]),
-    }
+def _row(id: str, name: str, ratio: float, promised: float, place: dict[str, Any]) -> Row:
+    return Row(f"anystory.{id}", name, "x", ratio, promised, AT_MOST, str(place["device"]))
 
 
 def _plain(place: dict[str, Any]) -> Callable[[], Any]:

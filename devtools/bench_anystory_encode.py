@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from comfyui_ensemble.attention_patches.anystory_network import SDXL_ANYSTORY
 from comfyui_ensemble.attention_patches.reference_net import ReferenceNet, build_unet
+from devtools.bench_row import AT_MOST, Row
 
 PROMISED = 0.86  # the paper's 53.2 / 62.0 ms
 LATENT, CPU_LATENT = 64, 32
@@ -29,30 +30,23 @@ _TEXT_TOKENS = 77
 Forward = Callable[[], Any]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """The ReferenceNet's share of a U-Net forward: in time, and on a CPU in arithmetic at the paper's size too."""
     device = comfy.model_management.get_torch_device()
     on_cpu = device.type == "cpu"
     found = []
     with torch.inference_mode():
         if on_cpu:
-            found.append(
-                _row(f"arithmetic of ReferenceNet / U-Net, {LATENT} x {LATENT} latents", _arithmetic(), device)
-            )
+            name = f"arithmetic of ReferenceNet / U-Net, {LATENT} x {LATENT} latents"
+            found.append(_row("arithmetic", name, _arithmetic(), device))
         latent, pairs = (CPU_LATENT, CPU_PAIRS) if on_cpu else (LATENT, PAIRS)
         name = f"time of ReferenceNet / U-Net, {latent} x {latent} latents"
-        found.append(_row(name, _time(device, latent, pairs, shared=on_cpu), device))
+        found.append(_row("time", name, _time(device, latent, pairs, shared=on_cpu), device))
     return found
 
 
-def _row(name: str, ratio: float, device: torch.device) -> dict[str, Any]:
-    return {
-        "name": f"AnyStory, {name}",
-        "ratio": ratio,
-        "promised": f"at most {PROMISED} x",
-        "met": ratio <= PROMISED,
-        "device": str(device),
-    }
+def _row(id: str, name: str, ratio: float, device: torch.device) -> Row:
+    return Row(f"anystory_encode.{id}", f"AnyStory, {name}", "x", ratio, PROMISED, AT_MOST, str(device))
 
 
 def _arithmetic() -> float:

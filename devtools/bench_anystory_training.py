@@ -25,7 +25,8 @@ from comfyui_ensemble.training.anystory_router import AnyStoryRouterConfig, AnyS
 from comfyui_ensemble.training.anystory_task import AnyStoryTask
 from comfyui_ensemble.training.checkpointing import host_in_training
 from comfyui_ensemble.training.task import Prepared
-from devtools.bench_training import GIB, MIB, Measured, SDXLPart, cases, random_model
+from devtools.bench_row import Row
+from devtools.bench_training import Measured, SDXLPart, cases, random_model, step_rows
 from devtools.tensor_memory import TensorMemory
 
 SUBJECTS, PATCHES = 2, 257  # of CLIP ViT-H/14
@@ -42,7 +43,7 @@ class RandomEncoders:
         return torch.randn(1, PATCHES, SDXL_ANYSTORY.clip_width)
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """Step time and peak memory of both stages, with and without gradient checkpointing."""
     device = comfy.model_management.get_torch_device()
     case = cases(device.type == "cpu")[1]
@@ -53,16 +54,14 @@ def rows() -> list[dict[str, Any]]:
         reference_size=8 * min(64, case.size[0]),
     )
     anystory = make_anystory({name: value.bfloat16() for name, value in fresh_anystory(sizes, 0).items()}, sizes)
-    found = []
+    found: list[Row] = []
     for stage in ("encoder", "router"):
         for checkpointing in (False, True):
             measured = _measured(_task(stage, model, anystory, checkpointing), _sample(sizes, case.size), device)
             words = ", checkpointing" if checkpointing else ""
             title = f"AnyStory {stage}, SDXL blocks, latent {case.size[0]} x {case.size[1]}, {SUBJECTS} subjects{words}"
-            memory = f"peak {measured.peak / GIB:.2f} GiB, {measured.held / MIB:.0f} MiB held for the way back"
-            name = f"Training step, {title} ({memory})"
-            place = {"device": str(device)}
-            found.append({"name": name, "s": measured.seconds, "promised": "no promise", "met": True, **place})
+            id = f"anystory_training.{stage}{'_checkpointing' if checkpointing else ''}"
+            found += step_rows(id, title, measured, device)
             gc.collect()
     return found
 

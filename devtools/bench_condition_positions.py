@@ -29,6 +29,7 @@ from comfyui_ensemble.attention_patches.layout import LAYOUT_KEY, Layout, Refere
 from comfyui_ensemble.attention_patches.reference_positions import KEY, Positions
 from comfyui_ensemble.training.tiny import write_tiny_models
 from devtools.bench_europe import STEPS, seconds, seconds_of_a_run
+from devtools.bench_row import SHARE, Row
 
 CATEGORIES = ("face", "upper garment", "lower garment", "bag")  # the paper's four
 GRID = (16, 12)  # tokens
@@ -37,7 +38,7 @@ PAPER_STEPS, RUNS = 25, 5
 PROMISED = 0.01
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """The share of a step of the tiny FLUX; a larger model's step takes longer, the hook hardly."""
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         path, *_ = write_tiny_models(Path(folder))
@@ -59,15 +60,9 @@ def rows() -> list[dict[str, Any]]:
         calls = [_as_a_run_begins(args) for args in seen]
         of_a_run = [seconds(lambda args=args: [hook.post_input(args) for _ in range(PAPER_STEPS)]) for args in calls]
     share = statistics.median(of_a_run) / PAPER_STEPS / step
-    return [
-        {
-            "name": f"Condition positions with CCPA in a step of the tiny FLUX, {len(CATEGORIES)} references",
-            "ratio": share,
-            "promised": f"under {PROMISED:.0%}",
-            "met": share < PROMISED,
-            "device": str(comfy.model_management.get_torch_device()),
-        }
-    ]
+    name = f"Condition positions with CCPA in a step of the tiny FLUX, {len(CATEGORIES)} references"
+    device = str(comfy.model_management.get_torch_device())
+    return [Row("condition_positions.step", name, SHARE, share, PROMISED, device=device)]
 
 
 def _as_a_run_begins(args: dict[str, Any]) -> dict[str, Any]:

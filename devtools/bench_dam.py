@@ -22,6 +22,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfyui_ensemble.attention_patches.dam import Tempering
 from comfyui_ensemble.attention_patches.dam_generator import FLUX_DAM, DAMGenerators
 from devtools.bench_dsm import HEADS, seconds
+from devtools.bench_row import SHARE, Row
 from devtools.tensor_memory import TensorMemory
 
 TEXT_TOKENS, IMAGE_TOKENS = 512, 4096 + 4 * 1728
@@ -31,7 +32,7 @@ BLOCKS = {"double": DoubleStreamBlock, "single": SingleStreamBlock}
 _HEAD_SIZE, _ROPE_AXES, _ROPE_BASE = 128, [16, 56, 56], 10_000
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """The shares of a double and of a single block's time and memory that DAM adds, through its patches themselves."""
     device = comfy.model_management.get_torch_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -41,17 +42,13 @@ def rows() -> list[dict[str, Any]]:
     with torch.inference_mode():
         for kind in BLOCKS:
             time = added_time(kind, text, image, device, dtype)
-            found.append(_row(f"DAM in a FLUX {kind} block, {text} + {image} tokens", time, str(device)))
+            name = f"DAM in a FLUX {kind} block, {text} + {image} tokens"
+            found.append(Row(f"dam.{kind}", name, SHARE, time, PROMISED, device=str(device)))
         for kind in BLOCKS:
             memory = peak_memory(kind, True) / peak_memory(kind, False) - 1
             name = f"DAM in the memory of a FLUX {kind} block, {TEXT_TOKENS} + {IMAGE_TOKENS} tokens"
-            found.append(_row(name, memory, "any"))
+            found.append(Row(f"dam.{kind}_memory", name, SHARE, memory, PROMISED, device="any"))
     return found
-
-
-def _row(name: str, ratio: float, device: str) -> dict[str, Any]:
-    promised = f"under {PROMISED:.0%}"
-    return {"name": name, "ratio": ratio, "promised": promised, "met": ratio < PROMISED, "device": device}
 
 
 def added_time(kind: str, text: int, image: int, device: torch.device, dtype: torch.dtype) -> float:

@@ -24,6 +24,7 @@ from comfyui_ensemble.attention_patches.delta_bridge import apply_delta_bridge, 
 from comfyui_ensemble.models_info.registry import TINY_SDXL
 from comfyui_ensemble.models_info.tiny_sdxl import load_tiny_sdxl
 from comfyui_ensemble.training.tiny import write_tiny_models
+from devtools.bench_row import AT_MOST, Row
 
 STRENGTH, END, ROUNDS = 3.0, 0.6, 4  # the node's defaults
 STEPS, PAIRS = 10, 5
@@ -33,7 +34,7 @@ PROMISED = 1.5
 PROMISED_MS = 5.0
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """Medians of paired runs."""
     device = comfy.model_management.get_torch_device()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -44,30 +45,25 @@ def rows() -> list[dict[str, Any]]:
     patched = apply_delta_bridge(model, prompts[2], STRENGTH, END, ROUNDS)
     with torch.inference_mode():
         ratios = {
-            "sampling with the defaults": _ratio(model, patched, prompts, sigmas),
-            "step while it pulls": _ratio(model, patched, prompts, sigmas[:3]),
+            ("run", "sampling with the defaults"): _ratio(model, patched, prompts, sigmas),
+            ("step", "step while it pulls"): _ratio(model, patched, prompts, sigmas[:3]),
         }
         milliseconds = 1000 * _besides(device)
-    found: list[dict[str, Any]] = [
-        {
-            "name": f"Delta-Bridge, tiny SDXL, {what}, over plain guidance",
-            "ratio": ratio,
-            "promised": f"at most {PROMISED} x",
-            "met": ratio <= PROMISED,
-            "device": str(device),
-        }
-        for what, ratio in ratios.items()
+    where: dict[str, Any] = {"device": str(device)}
+    found = [
+        Row(
+            f"delta_bridge.{id}",
+            f"Delta-Bridge, tiny SDXL, {what}, over plain guidance",
+            "x",
+            ratio,
+            PROMISED,
+            AT_MOST,
+            **where,
+        )
+        for (id, what), ratio in ratios.items()
     ]
-    found.append(
-        {
-            "name": f"Delta-Bridge besides the model, a step, latent of {PICTURE} x {PICTURE}",
-            "ms": milliseconds,
-            "promised": f"under {PROMISED_MS:.0f} ms",
-            "met": milliseconds < PROMISED_MS,
-            "device": str(device),
-        }
-    )
-    return found
+    name = f"Delta-Bridge besides the model, a step, latent of {PICTURE} x {PICTURE}"
+    return [*found, Row("delta_bridge.besides", name, "ms", milliseconds, PROMISED_MS, **where)]
 
 
 def _ratio(model: Any, patched: Any, prompts: Any, sigmas: torch.Tensor) -> float:

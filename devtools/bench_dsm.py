@@ -20,6 +20,7 @@ from comfy.ldm.flux.layers import DoubleStreamBlock, EmbedND, SingleStreamBlock
 
 from comfyui_ensemble.attention_patches.dsm import OffsetBlock
 from comfyui_ensemble.attention_patches.dsm_adapter import FLUX_DSM
+from devtools.bench_row import SHARE, Row
 
 TEXT_TOKENS, CANVAS_TOKENS = 512, 4096
 CPU_SHARE = 8  # a CPU is given this fraction of the tokens
@@ -30,7 +31,7 @@ SLOW = 1.0  # seconds; what takes longer is timed fewer times
 _ROPE_AXES, _ROPE_BASE = [16, 56, 56], 10_000
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """The share of a double and of a single block's time that DSM adds, through the block replacement itself."""
     device = comfy.model_management.get_torch_device()
     on_cpu = device.type == "cpu"
@@ -41,15 +42,8 @@ def rows() -> list[dict[str, Any]]:
     with torch.inference_mode():
         for name, block in (("double", DoubleStreamBlock), ("single", SingleStreamBlock)):
             ratio = _added(block, text, canvas, device, dtype)
-            found.append(
-                {
-                    "name": f"DSM in a FLUX {name} block, {text} + {canvas} tokens",
-                    "ratio": ratio,
-                    "promised": f"under {PROMISED:.0%}",
-                    "met": ratio < PROMISED,
-                    "device": str(device),
-                }
-            )
+            title = f"DSM in a FLUX {name} block, {text} + {canvas} tokens"
+            found.append(Row(f"dsm.{name}", title, SHARE, ratio, PROMISED, device=str(device)))
     return found
 
 

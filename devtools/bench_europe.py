@@ -21,6 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from comfyui_ensemble.attention_patches.europe import EUROPE, apply_europe
 from comfyui_ensemble.attention_patches.layout import Layout, Reference
 from comfyui_ensemble.training.tiny import write_tiny_models
+from devtools.bench_row import SHARE, Row
 
 STEPS = 2
 PAIRS = 16
@@ -29,7 +30,7 @@ REFERENCES = ((16, 16), (16, 12), (12, 16))  # tokens
 PROMISED = 0.01
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """(A step with EURoPE) / (a step with the host's own method) - 1: median of paired runs.
 
     On a CPU in processor time on one thread, which other work on the machine disturbs far less than the clock on the wall.
@@ -51,15 +52,9 @@ def rows() -> list[dict[str, Any]]:
             taken = {id(one): seconds_of_a_run(one, conditioning) for one, conditioning in runs}
             ratios.append(taken[id(patched)] / taken[id(model)])
     added = statistics.median(ratios[1:]) - 1  # the first pair loads the model
-    return [
-        {
-            "name": f"EURoPE in a step of the tiny FLUX, {len(REFERENCES)} references",
-            "ratio": added,
-            "promised": f"under {PROMISED:.0%}",
-            "met": added < PROMISED,
-            "device": str(comfy.model_management.get_torch_device()),
-        }
-    ]
+    name = f"EURoPE in a step of the tiny FLUX, {len(REFERENCES)} references"
+    device = str(comfy.model_management.get_torch_device())
+    return [Row("europe.step", name, SHARE, added, PROMISED, device=device)]
 
 
 def seconds_of_a_run(model: ModelPatcher, positive: Any) -> float:

@@ -33,6 +33,7 @@ from comfyui_ensemble.training.models import load_flux, load_vae
 from comfyui_ensemble.training.one_for_all import OneForAllConfig, one_for_all
 from comfyui_ensemble.training.precision import autocast
 from comfyui_ensemble.training.tiny import write_tiny_models
+from devtools.bench_row import SHARE, Row
 from devtools.block_scenes import BlockScenes
 from devtools.training_checks import prepared_batch
 
@@ -45,24 +46,20 @@ PROMISED_MS = 150.0  # a sample, in processor time; about 90 on the machine this
 _COMMON: dict[str, Any] = {"batch_size": BATCH, "augment_references": False, "pose_dropout": 0.0}
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """For each trainer: processor time a sample, and the share of a step that is not the network's own work."""
     register_folders()
-    found = []
+    found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_models(Path(folder))
         for name, task, data in _tasks(Path(folder)):
             step, rest = _measured(task, data)
             about = f"{name}, tiny FLUX, batch {BATCH}"
+            id = f"flux_training.{name.lower().replace(' ', '_').replace('-', '_')}"
+            where: dict[str, Any] = {"device": str(comfy.model_management.get_torch_device())}
             found += [
-                _row(
-                    f"a sample of a step: {about}",
-                    "ms",
-                    1000 * step / BATCH,
-                    PROMISED_MS,
-                    f"under {PROMISED_MS:.0f} ms",
-                ),
-                _row(f"outside the network: {about}", "ratio", rest, PROMISED_REST, f"under {PROMISED_REST:.0%}"),
+                Row(f"{id}.sample", f"a sample of a step: {about}", "ms", 1000 * step / BATCH, PROMISED_MS, **where),
+                Row(f"{id}.outside", f"outside the network: {about}", SHARE, rest, PROMISED_REST, **where),
             ]
     return found
 
@@ -115,8 +112,3 @@ def _measured(task: FluxTask, data: TrainingData) -> tuple[float, float]:
         step()
         wholes, rests = zip(*(step() for _ in range(STEPS)), strict=True)
     return statistics.median(wholes), statistics.median(rests)
-
-
-def _row(name: str, unit: str, value: float, promised: float, words: str) -> dict[str, Any]:
-    device = str(comfy.model_management.get_torch_device())
-    return {"name": name, unit: value, "promised": words, "met": value < promised, "device": device}

@@ -15,10 +15,12 @@ import numpy as np
 
 from comfyui_ensemble.pose_db.keypoints import PoseFrame, frame_from_people
 from comfyui_ensemble.pose_db.render import LINE_WIDTH, render_frame
+from devtools.bench_row import AT_MOST, Row
 
 SIDE = 1024  # pixels
 PEOPLE = 5
 REPEATS = 60
+PROMISED_MS = 10.0
 CONTROLNET_AUX = "controlnet_aux"
 
 
@@ -64,7 +66,7 @@ def controlnet_poses(library: ModuleType, frame: PoseFrame) -> list[Any]:
     ]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """Drawing five people at 1024 x 1024: the whole node in milliseconds, the drawing alone against controlnet-aux."""
     import comfyui_ensemble.training  # noqa: F401 (tells the host about accelerators before anything of it is imported)
 
@@ -82,15 +84,7 @@ def rows() -> list[dict[str, Any]]:
         EnsemblePoseRender.execute([frame], SIDE, SIDE, LINE_WIDTH)
 
     milliseconds = statistics.median(_time(node) for _ in range(REPEATS + 1))
-    found = [
-        {
-            "name": f"Render Pose: {PEOPLE} people at {SIDE} x {SIDE}",
-            "ms": milliseconds,
-            "promised": "under 10 ms",
-            "met": milliseconds < 10.0,
-            "device": "cpu",
-        }
-    ]
+    found = [Row("pose.render", f"Render Pose: {PEOPLE} people at {SIDE} x {SIDE}", "ms", milliseconds, PROMISED_MS)]
     library = controlnet_drawing()
     if library is not None:
         poses, draw = controlnet_poses(library, frame), library.draw_poses
@@ -100,13 +94,7 @@ def rows() -> list[dict[str, Any]]:
 
         ratio = statistics.median(_best_time(ours) / _best_time(theirs) for _ in range(REPEATS + 1))
         found.append(
-            {
-                "name": "drawing them, against controlnet-aux",
-                "ratio": ratio,
-                "promised": "at most 1",
-                "met": ratio <= 1.0,
-                "device": "cpu",
-            }
+            Row("pose.render_beside_controlnet", "drawing them, against controlnet-aux", "x", ratio, 1.0, AT_MOST)
         )
     return found
 

@@ -29,6 +29,7 @@ from comfyui_ensemble.attention_patches.appearance_tokens import Appearance, App
 from comfyui_ensemble.attention_patches.unet_call import KEY, UNetCall
 from comfyui_ensemble.attention_patches.unet_layers import AttentionLayer, attention_modules
 
+from .bench_row import AT_MOST, SHARE, Row
 from .real_sdxl import real_sdxl_unet
 from .tensor_memory import TensorMemory
 
@@ -41,7 +42,7 @@ REPEATS = 3
 Place = dict[str, Any]
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """The share of a step that infusion adds, with one appearance and with two; its memory; a caching pass over a plain one."""
     device = comfy.model_management.get_torch_device()
     place = {"device": device, "dtype": torch.float32 if device.type == "cpu" else torch.float16}
@@ -51,14 +52,14 @@ def rows() -> list[dict[str, Any]]:
         one, two, kept = (_added(unet, place, prepare) for prepare in (_one, _two_halves, None))
         memory = _memory(unet, place)
     found = [
-        ("infusion in a step of SDXL at 1024 x 1024", one / step, PROMISED, f"at most {PROMISED:.0%}"),
-        ("infusion of 2 appearances, half the picture each", two / step, PROMISED, f"at most {PROMISED:.0%}"),
-        ("infusion's peak memory in the block that takes most", memory, PROMISED, f"at most {PROMISED:.0%}"),
-        ("caching a timestep over a plain pass", 1 + kept / step, PROMISED_CACHE, f"at most {PROMISED_CACHE} x"),
+        ("infusion", "infusion in a step of SDXL at 1024 x 1024", SHARE, one / step, PROMISED),
+        ("two_appearances", "infusion of 2 appearances, half the picture each", SHARE, two / step, PROMISED),
+        ("memory", "infusion's peak memory in the block that takes most", SHARE, memory, PROMISED),
+        ("caching", "caching a timestep over a plain pass", "x", 1 + kept / step, PROMISED_CACHE),
     ]
     return [
-        {"name": f"SeAl, {name}", "ratio": ratio, "promised": promised, "met": ratio <= bound, "device": str(device)}
-        for name, ratio, bound, promised in found
+        Row(f"seal.{id}", f"SeAl, {name}", unit, ratio, bound, AT_MOST, str(device))
+        for id, name, unit, ratio, bound in found
     ]
 
 

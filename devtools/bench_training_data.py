@@ -22,6 +22,7 @@ from comfyui_ensemble.training.data import Draw, TrainingData
 from comfyui_ensemble.training.manifest import read_manifest
 from comfyui_ensemble.training.manifest_source import ManifestSource
 from comfyui_ensemble.training.prefetch import Prefetch
+from devtools.bench_row import SHARE, Row
 
 ROWS = 24
 SIZE = 768  # of the files' sides, pixels
@@ -35,9 +36,9 @@ PROMISED_LOAD_MS = {"jpg": 60.0, "png": 100.0}
 PROMISED_WAIT = 0.05
 
 
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[Row]:
     """For manifests of photos as JPEG and as PNG; times are processor time, which other work on the machine disturbs little."""
-    found = []
+    found: list[Row] = []
     for kind in ("jpg", "png"):
         with tempfile.TemporaryDirectory() as folder:
             path = write_photos(Path(folder) / kind, kind, ROWS)
@@ -48,9 +49,21 @@ def rows() -> list[dict[str, Any]]:
             share = waiting_share(data)
         row = f"one row of a {SIZE} x {SIZE} {kind} target and reference"
         found += [
-            _row(f"checking {row}", "ms", 1000 * checked, PROMISED_CHECK_MS[kind]),
-            _row(f"loading {row} at resolution {RESOLUTION}", "ms", 1000 * loaded, PROMISED_LOAD_MS[kind]),
-            _row(f"a {STEP_SECONDS:g} s step of {BATCH} {kind} rows waits for them", "ratio", share, PROMISED_WAIT),
+            Row(f"training_data.check_{kind}", f"checking {row}", "ms", 1000 * checked, PROMISED_CHECK_MS[kind]),
+            Row(
+                f"training_data.load_{kind}",
+                f"loading {row} at resolution {RESOLUTION}",
+                "ms",
+                1000 * loaded,
+                PROMISED_LOAD_MS[kind],
+            ),
+            Row(
+                f"training_data.wait_{kind}",
+                f"a {STEP_SECONDS:g} s step of {BATCH} {kind} rows waits for them",
+                SHARE,
+                share,
+                PROMISED_WAIT,
+            ),
         ]
     return found
 
@@ -104,8 +117,3 @@ def _seconds(call: Any) -> float:
     started = time.process_time()
     call()
     return time.process_time() - started
-
-
-def _row(name: str, unit: str, value: float, promised: float) -> dict[str, Any]:
-    spelled = f"under {promised:.0%}" if unit == "ratio" else f"under {promised:g} {unit}"
-    return {"name": name, unit: value, "promised": spelled, "met": value < promised, "device": "cpu"}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from typing import Any
+
+LONGEST_VALUE = 100  # characters of a value that are worth repeating
+_LONG_VALUE = re.compile(rf"'([^']{{{LONGEST_VALUE}}})[^']+'")
 
 
 class InputError(ValueError):
@@ -14,7 +18,13 @@ class InputError(ValueError):
     __module__ = "comfyui_ensemble"
 
     def __init__(self, node: str, input_name: str, problem: str) -> None:
-        super().__init__(f"{node}, {input_name}: {problem}.")
+        super().__init__(f"{node}, {input_name}: {readable(problem)}.")
+
+
+def readable(text: str) -> str:
+    """The text on one line, whatever was pasted into an input: long quoted values cut, invisible characters spelled out."""
+    short = _LONG_VALUE.sub(r"'\1 ...'", text)
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in short)
 
 
 def require_text(node: str, input_name: str, text: str, remedy: str) -> None:

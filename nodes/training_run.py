@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,14 +78,24 @@ def run_training(
     folder = Path(folder_paths.get_output_directory()) / RUNS / config.run
     comfy.model_management.unload_all_models()  # what earlier nodes left on the device
     try:
-        # The host runs nodes in inference mode, whose tensors no gradient passes.
-        with torch.inference_mode(False), torch.enable_grad():
-            task, data = _built(node, build)
-            result = train(task, data, config, folder, PageReport(config.steps))
+        result = _trained(node, build, config, folder)
     except TrainingError as error:
         raise InputError(node, error.input_name, str(error)) from None
+    finally:
+        # A model's hooks hold the model, so only the collector frees it; by itself that waits for many objects, and these
+        # are few and large.
+        gc.collect()
     plot = np.asarray(loss_plot(result.history), dtype=np.float32) / 255.0
     return result, torch.from_numpy(plot)[None]
+
+
+def _trained(
+    node: str, build: Callable[[], tuple[Task, TrainingData]], config: TrainingConfig, folder: Path
+) -> TrainingResult:
+    # The host runs nodes in inference mode, whose tensors no gradient passes.
+    with torch.inference_mode(False), torch.enable_grad():
+        task, data = _built(node, build)
+        return train(task, data, config, folder, PageReport(config.steps))
 
 
 def _built(node: str, build: Callable[[], tuple[Task, TrainingData]]) -> tuple[Task, TrainingData]:

@@ -87,11 +87,16 @@ def build_action(action: Action, seed: int, count: int = VARIATIONS) -> tuple[li
         ``count`` variations, their keypoints (count, P, 18, 3) and their canvases (count, 2) in pixels.
     """
     variations = choose_variations(action, seed, count)
+    return variations, *pose_variations(action, variations, seed)
+
+
+def pose_variations(action: Action, variations: Sequence[Variation], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keypoints (n, P, 18, 3) and canvases (n, 2) in pixels of some variations of an action, as the file can hold them."""
     scene, view, confidence, hidden = build_scene(action, variations, seed)
     keypoints = photograph(scene, view, confidence, hidden)
     keypoints[..., :2] = np.round(keypoints[..., :2] * PIXEL_STEPS) / PIXEL_STEPS
     keypoints[..., 2] = np.round(keypoints[..., 2] * CONFIDENCE_STEPS) / CONFIDENCE_STEPS
-    return variations, keypoints, view.canvas
+    return keypoints, view.canvas
 
 
 def entry_tags(action: Action, variation: Variation) -> dict[str, Any]:

@@ -202,12 +202,12 @@ def load_database(path: Path) -> PoseDatabase:
         canvases=tensors["canvases"].astype(np.int64),
         person_offsets=tensors["person_offsets"].astype(np.int64),
         keypoints=keypoints,
-        embeddings=_unit(tensors["embeddings"].astype(np.float32)),
+        embeddings=unit_length(tensors["embeddings"].astype(np.float32)),
         info={key: value for key, value in header.items() if key not in reserved},
     )
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_length(vectors: np.ndarray) -> np.ndarray:
     """Rows at length 1 again after their 16-bit storage."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 

@@ -35,15 +35,16 @@ class SentenceEncoder:
 
     def encode(self, texts: list[str], batch_size: int = 256) -> np.ndarray:
         """(n, 384) float32, unit length, one row a text."""
-        with _one_thread() if len(texts) == 1 else nullcontext():
+        # One prompt is too little work to share: on a busy machine its threads only wait for each other.
+        with one_thread() if len(texts) == 1 else nullcontext():
             return self._model.encode(
                 texts, batch_size=batch_size, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
             )
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """One prompt is too little work to share: on a busy machine its threads only wait for each other."""
+def one_thread() -> Iterator[None]:
+    """PyTorch uses one thread inside the block."""
     import torch  # pose databases can be read and written without it
 
     threads = torch.get_num_threads()

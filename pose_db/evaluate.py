@@ -22,11 +22,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..models_info.files import whole_file
-from .database import EMBEDDING_WIDTH, load_database
+from .database import load_database
 from .encoder import bundled_minilm_folder
 from .index import build_list_index, embeddings_checksum, load_list_index, save_list_index
 from .normalizer import normalize_by_rules
 from .retriever import DEFAULT_THRESHOLD, PoseRetriever
+from .synthetic import SyntheticEmbeddings
 
 DATA = Path(__file__).parent / "data"
 FIT, REPORT = "fit", "report"
@@ -195,34 +196,12 @@ def draw_curve(result: dict) -> Image.Image:
     return picture
 
 
-def synthetic_embeddings(count: int, queries: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors laid out as a pose database's embeddings: entries (count, 384) and queries (queries, 384), unit length.
-
-    Thirty variations around each action, thirty actions around each theme, all around one common direction. Two
-    unrelated entries have a cosine near 0.2, two of one action near 0.7; a query has about 0.65 to its best entry, as a
-    paraphrase has.
-    """
-    rng = np.random.default_rng(seed)
-
-    def directions(number: int) -> np.ndarray:
-        return rng.standard_normal((number, EMBEDDING_WIDTH), dtype=np.float32) / np.float32(EMBEDDING_WIDTH**0.5)
-
-    actions = max(1, count // 30)
-    themes = directions(max(1, actions // 30))
-    centres = 0.5 * directions(1) + 0.5 * themes[rng.integers(0, len(themes), actions)] + 0.7 * directions(actions)
-
-    def around(chosen: np.ndarray, spread: float) -> np.ndarray:
-        vectors = centres[chosen] + np.float32(spread) * directions(len(chosen))
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    return around(np.arange(count) % actions, 0.6), around(rng.integers(0, actions, queries), 0.9)
-
-
 def measure_index(count: int, folder: Path, queries: int = 1000) -> dict[str, float]:
     """The inverted file of `count` synthetic entries: its recall@1 against the exact search, and its speed."""
     import faiss
 
-    vectors, asked = synthetic_embeddings(count, queries)
+    synthetic = SyntheticEmbeddings(count)
+    vectors, asked = synthetic.entries(0, count), synthetic.queries(queries)
     path, checksum = folder / "synthetic.index", embeddings_checksum(vectors)
     start = time.perf_counter()
     save_list_index(build_list_index(vectors), path, checksum)

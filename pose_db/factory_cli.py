@@ -20,6 +20,7 @@ from .exchange import export_coco, export_openpose, import_coco, import_openpose
 from .factory import PLAN_KEY, FactoryError, Plan, accepted_entries, build_database, replay, run_factory
 from .keypoints import frame_from_people
 from .prompt_axes import Variation, prompt_variations
+from .prompt_file import PromptFile
 from .quality import check_pose
 
 
@@ -49,11 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("axes", type=Path, help="JSON: lists actions, attributes, environments and cameras")
     command.add_argument("--count", type=int, default=30, help="prompts of each action")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    command.add_argument("--out", type=Path, required=True, help="JSON file to write, or .jsonl with one a line")
     command.set_defaults(command=_variations)
 
     command = commands.add_parser("run", help="make pictures of prompts, find and check their poses, write a database")
-    command.add_argument("prompts", type=Path, help="JSON of `variations`, or a text file with one prompt a line")
+    command.add_argument("prompts", type=Path, help="file of `variations`, or a text file with one prompt a line")
     command.add_argument("workflow", type=Path, help="API form, with %%prompt%% in its text box")
     command.add_argument(
         "--work", type=Path, required=True, help="folder for journal and pictures; the same one continues"
@@ -126,11 +127,19 @@ def _variations(chosen: argparse.Namespace) -> None:
         for variation in prompt_variations(action, attributes, environments, cameras, chosen.count, chosen.seed)
     ]
     with whole_file(chosen.out) as temporary:
-        temporary.write_text(json.dumps(made, ensure_ascii=False, indent=1), encoding="utf-8")
+        as_lines = chosen.out.suffix == ".jsonl"
+        text = (
+            "\n".join(json.dumps(item, ensure_ascii=False) for item in made)
+            if as_lines
+            else json.dumps(made, ensure_ascii=False, indent=1)
+        )
+        temporary.write_text(text, encoding="utf-8")
     say(f"{len(made)} prompts in {chosen.out}")
 
 
 def _read_prompts(path: Path) -> list[Variation]:
+    if path.suffix == ".jsonl":
+        return PromptFile(path, sys.maxsize).prompts(0)
     if path.suffix == ".json":
         records = _read_json(path)
         if not isinstance(records, list) or not all(isinstance(item, dict) and item.get("prompt") for item in records):

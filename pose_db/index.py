@@ -16,7 +16,6 @@ first search.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ..models_info.files import whole_file
+from .mapped_file import map_tensors
 
 FLAT_LIMIT = 100_000  # comparing as many takes 12 ms on one core
 RECALL = 0.998  # of the best entry, on the sample; measured above 0.99 on fresh queries
@@ -157,20 +157,12 @@ def build_list_index(vectors: np.ndarray, seed: int = 0) -> ListIndex:
 
 
 def _needed_visits(tensors: dict[str, np.ndarray], vectors: np.ndarray, seed: int) -> int:
-    """The smallest power-of-two share of lists that answers `RECALL` of sample queries as the exact search does.
-
-    A sample query is an entry turned away by a random angle, as a paraphrase is; its cosine to the entry is drawn from
-    `_SAMPLE_COSINES`.
-    """
+    """The smallest power-of-two share of lists that answers `RECALL` of sample queries as the exact search does."""
     import faiss
 
     rng = np.random.default_rng(seed)
     chosen = vectors[rng.choice(len(vectors), min(_SAMPLES, len(vectors)), replace=False)]
-    away = rng.standard_normal(chosen.shape).astype(np.float32)
-    away -= np.sum(away * chosen, axis=1, keepdims=True) * chosen
-    away /= np.linalg.norm(away, axis=1, keepdims=True)
-    cosine = rng.uniform(*_SAMPLE_COSINES, (len(chosen), 1)).astype(np.float32)
-    queries = cosine * chosen + np.sqrt(1 - cosine**2) * away
+    queries = turned_away(chosen, rng)
     truth = faiss.knn(queries, vectors, 1, metric=faiss.METRIC_INNER_PRODUCT)[0][:, 0]
     visits, lists = 4, len(tensors["centres"])
     while visits < lists:
@@ -180,6 +172,18 @@ def _needed_visits(tensors: dict[str, np.ndarray], vectors: np.ndarray, seed: in
             return visits
         visits *= 2
     return lists
+
+
+def turned_away(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sample queries: each of `vectors`, (n, width) of unit length, turned by a random angle, as a paraphrase is.
+
+    Its cosine to the entry is drawn from `_SAMPLE_COSINES`.
+    """
+    away = rng.standard_normal(vectors.shape).astype(np.float32)
+    away -= np.sum(away * vectors, axis=1, keepdims=True) * vectors
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    cosine = rng.uniform(*_SAMPLE_COSINES, (len(vectors), 1)).astype(np.float32)
+    return cosine * vectors + np.sqrt(1 - cosine**2) * away
 
 
 def save_list_index(index: ListIndex, path: Path, checksum: str) -> None:
@@ -203,15 +207,12 @@ def load_list_index(path: Path, checksum: str) -> ListIndex:
         IndexFileError: it is not there, damaged, of another version, or was made for embeddings of another checksum.
     """
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, 1 << 20)))
-        metadata = header.get("__metadata__", {})
+        metadata, mapped = map_tensors(path)
         if metadata.get("format") != INDEX_FORMAT or metadata.get("version") != INDEX_VERSION:
             raise IndexFileError(
                 f"{path.name} is not an index that this version of the pack reads; delete it, and it is built again"
             )
-        tensors = {name: _mapped(path, 8 + length, header[name]) for name in _TENSORS}
+        tensors = {name: mapped[name] for name in _TENSORS}
     except (OSError, KeyError, ValueError, AttributeError) as error:
         if isinstance(error, IndexFileError):
             raise
@@ -223,12 +224,6 @@ def load_list_index(path: Path, checksum: str) -> ListIndex:
             f"the index {path.name} is damaged (its checksum differs); delete it, and it is built again"
         )
     return ListIndex(tensors, int(metadata["visits"]))
-
-
-def _mapped(path: Path, start: int, entry: dict) -> np.ndarray:
-    """One tensor of a safetensors file without reading it."""
-    kinds = {"F32": np.float32, "I64": np.int64}
-    return np.memmap(path, kinds[entry["dtype"]], "r", start + entry["data_offsets"][0], tuple(entry["shape"]))
 
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:

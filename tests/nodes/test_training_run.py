@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,3 +133,22 @@ def test_the_page_shows_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(node == "7" for _, node in told)
     assert any(text.startswith("step 5/5: loss ") for text, _ in told)
     assert ("the run 'toy' continues after step 5.", "7") in told
+
+
+def test_a_finished_training_is_out_of_memory_at_once() -> None:
+    """Though its network holds itself, as one with a LoRA does, and Python's own collector has not come by."""
+    networks: list[weakref.ref[Any]] = []
+
+    def build() -> Any:
+        task = ToyTask()
+        network = task.network
+        network.register_forward_hook(lambda *_: network.train() and None)
+        networks.append(weakref.ref(network))
+        return task, toy_data()
+
+    gc.disable()
+    try:
+        train(build)
+        assert [network() for network in networks] == [None]
+    finally:
+        gc.enable()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from comfyui_ensemble.pose_db.evaluate import measure_index, synthetic_embeddings
+from comfyui_ensemble.pose_db.evaluate import measure_index
 from comfyui_ensemble.pose_db.index import (
     FLAT_LIMIT,
     FlatIndex,
@@ -18,16 +18,17 @@ from comfyui_ensemble.pose_db.index import (
     make_index,
     save_list_index,
 )
+from comfyui_ensemble.pose_db.synthetic import SyntheticEmbeddings
 
 
 @pytest.fixture(scope="module")
 def vectors() -> np.ndarray:
-    return synthetic_embeddings(6000, 0)[0]
+    return SyntheticEmbeddings(6000).entries(0, 6000)
 
 
 @pytest.fixture(scope="module")
 def queries() -> np.ndarray:
-    return synthetic_embeddings(6000, 200)[1]
+    return SyntheticEmbeddings(6000).queries(200)
 
 
 @pytest.fixture(scope="module")
