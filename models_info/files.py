@@ -9,13 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _NAME = re.compile(r"[^\\/:*?\"<>|\x00-\x1f]+")  # what a file name cannot hold on one of the systems
+LONGEST_NAME = (
+    200  # bytes in UTF-8; most systems take 255, and endings and the mark of an unfinished file are to be added
+)
+_HALF_SIGN = re.compile(r"[\ud800-\udfff]")  # JSON can say it, no encoding of a file system can
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows' own
 
 
 def is_file_name(name: str) -> bool:
     """Whether every system can have a file or folder of this name, in the folder it is put into and in no other."""
     plain = _NAME.fullmatch(name) and not name.startswith(".") and not name.endswith((".", " "))
-    return bool(plain) and not _RESERVED.fullmatch(name)
+    sound = bool(plain) and not _RESERVED.fullmatch(name) and not _HALF_SIGN.search(name)
+    return sound and len(name.encode()) <= LONGEST_NAME
 
 
 @contextmanager

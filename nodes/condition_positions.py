@@ -23,7 +23,7 @@ from .notes import with_note
 from .types import LAYOUT
 
 MAX_SLOT = 99
-_LINE = re.compile(r"(?P<who>.*\S)\s*=\s*(?P<slots>\d+(\s*,\s*\d+)*)")
+_LINE = re.compile(r"(?P<who>.*\S)\s*=\s*(?P<slots>\d{1,9}(\s*,\s*\d{1,9})*)")
 
 
 class EnsembleConditionPositions(io.ComfyNode):

@@ -9,6 +9,7 @@ from typing import Any
 
 LONGEST_VALUE = 100  # characters of a value that are worth repeating
 _LONG_VALUE = re.compile(rf"'([^']{{{LONGEST_VALUE}}})[^']+'")
+_LONG_WORD = re.compile(rf"(\S{{{LONGEST_VALUE}}})\S{{{2 * LONGEST_VALUE}}}\S*")  # longer than any path that helps
 
 
 class InputError(ValueError):
@@ -23,7 +24,7 @@ class InputError(ValueError):
 
 def readable(text: str) -> str:
     """The text on one line, whatever was pasted into an input: long quoted values cut, invisible characters spelled out."""
-    short = _LONG_VALUE.sub(r"'\1 ...'", text)
+    short = _LONG_WORD.sub(r"\1 ...", _LONG_VALUE.sub(r"'\1 ...'", text))
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in short)
 
 

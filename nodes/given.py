@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -23,6 +24,7 @@ Node = type[io.ComfyNode]
 
 # No image, seed or count is a larger number; to compute with one would only give stranger errors later.
 LARGEST = 2**64
+_HALF_SIGN = re.compile(r"[\ud800-\udfff]")
 _FROM_JSON = (type(None), bool, int, float, str, dict)
 _WORDS = {type(None): "nothing", bool: "yes or no", int: "a number", float: "a number", str: "text", list: "a list"}
 _REMEDIES = {
@@ -38,7 +40,8 @@ def guarded(node: Node) -> Node:
     """The node, with a sentence for every input that is of another type than its code takes."""
     methods = {name: _guard(node, name) for name in ("execute", "validate_inputs") if name in vars(node)}
     names = {"__module__": node.__module__, "__qualname__": node.__qualname__, "__doc__": node.__doc__}
-    return type(node)(node.__name__, (node,), {**methods, **names})
+    create: Any = type(node)
+    return create(node.__name__, (node,), {**methods, **names})
 
 
 def _guard(node: Node, name: str) -> classmethod[Any, Any, Any]:
@@ -94,7 +97,7 @@ def _misfit(node: Node, hints: Mapping[str, Any], given: Mapping[str, Any], link
         parts, kind = [value], socket.get_io_type()
         if isinstance(socket, io.Autogrow.Input) and isinstance(value, dict):
             parts, kind = list(value.values()), socket.template.input.get_io_type()
-        wrong = [value] if not fits(value, hint) else []
+        wrong = [value] if not fits(value, hint) or broken_text(value) else []
         if linked and not (value is None and socket.optional):
             wrong += [part for part in parts if not _comes_by(kind, part)]
         if wrong:
@@ -119,6 +122,13 @@ def fits(value: Any, hint: Any) -> bool:
     return not isinstance(kind, type) or isinstance(value, kind)
 
 
+def broken_text(value: Any) -> bool:
+    """Whether text, or one of several, holds half a sign: JSON can say it, but no tokenizer and no file can take it."""
+    if isinstance(value, list):
+        return any(map(broken_text, value))
+    return isinstance(value, str) and bool(_HALF_SIGN.search(value))
+
+
 def _comes_by(kind: str, value: Any) -> bool:
     """Whether a value is what links of this type carry, where the annotation does not say it."""
     if kind == "CONDITIONING":
@@ -136,6 +146,8 @@ def _is_prompt(entry: Any) -> bool:
 
 
 def _problem(value: Any, kind: str) -> str:
+    if broken_text(value):
+        return f"it holds a broken sign, {_HALF_SIGN.findall(str(value))[0]}; write that place again"
     if isinstance(value, int | float) and abs(value) > LARGEST:
         return f"it is larger than any number that makes sense; stay below {LARGEST}"
     word = _WORDS.get(type(value), "a set of values")

@@ -10,7 +10,8 @@ import torch
 from comfy_api.latest import io
 
 from ..models_info.registry import BUNDLED_POSES, POSE_DATABASES, MissingModelError, find_minilm, list_files
-from ..pose_db.database import PoseDatabaseError, load_database
+from ..pose_db.collection import open_retriever
+from ..pose_db.database import PoseDatabaseError
 from ..pose_db.index import IndexFileError
 from ..pose_db.keypoints import check_frames, frame_from_people
 from ..pose_db.people import MIN_CONFIDENCE
@@ -61,11 +62,9 @@ class EnsemblePoseDatabaseLoader(io.ComfyNode):
     def execute(cls, database: str) -> io.NodeOutput:
         path = _find_database(database)
         try:
-            loaded = load_database(path)
+            return io.NodeOutput(open_retriever(path, find_minilm()))
         except PoseDatabaseError as error:
             raise InputError(cls.DISPLAY_NAME, "database", str(error)) from None
-        try:
-            return io.NodeOutput(PoseRetriever(loaded, find_minilm(), path.with_suffix(".index")))
         except MissingModelError as error:
             raise MissingModelError(f"{cls.DISPLAY_NAME}: {error}.") from None
 
@@ -152,10 +151,10 @@ def require_search(node: str) -> None:
 
 
 def search(node: str, pose_db: PoseRetriever, prompt: str, count: int) -> list[Match]:
-    """The `count` best entries, best first; `InputError` where the database's index file will not do."""
+    """The `count` best entries, best first; `InputError` where the database's files will not do."""
     try:
         return pose_db.search(prompt, count)
-    except IndexFileError as error:
+    except (IndexFileError, PoseDatabaseError) as error:
         raise InputError(node, "pose_db", str(error)) from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..models_info.files import is_file_name
 from ..models_info.registry import OPENPOSE_BODY, POSE_DATABASES, MissingModelError, find_openpose
 from ..pose_db.alignment import (
     DEFAULT_THRESHOLD,
@@ -35,8 +35,6 @@ from .types import POSE, POSE_DB
 
 MAX_PROMPTS = 10_000
 WEIGHTS_TEXT = ", ".join(map(str, DEFAULT_WEIGHTS))
-NAME_RULE = re.compile(r"[^\\/:*?\"<>|\x00-\x1f]+")  # what a file name cannot hold on one of the systems
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows' own
 
 
 class EnsemblePromptVariations(io.ComfyNode):
@@ -511,7 +509,7 @@ def _check_name(name: str) -> str:
     """The name without its ending; an InputError where it is empty or could lead out of the folder."""
     stem = name.strip().removesuffix(".safetensors")
     require_text(EnsemblePoseDatabaseSave.DISPLAY_NAME, "name", stem, "give the database a name")
-    if not NAME_RULE.fullmatch(stem) or stem.startswith(".") or stem.endswith((".", " ")) or RESERVED.fullmatch(stem):
+    if not is_file_name(stem):
         raise InputError(
             EnsemblePoseDatabaseSave.DISPLAY_NAME,
             "name",

@@ -214,7 +214,7 @@ def _read_points(name: str, text: str) -> list[Point]:
             return [(float(entry["x"]), float(entry["y"])) for entry in json.loads(text)]
         pairs = [line.replace(",", " ").split() for line in text.replace(";", "\n").splitlines() if line.strip()]
         return [(float(x), float(y)) for x, y in pairs]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(
             EnsembleSAMSegment.DISPLAY_NAME, name, f"'{text}' is no point; write x, y in pixels, one point a line"
         ) from None

@@ -69,7 +69,7 @@ def _marks_in_json(text: str) -> dict[str, float]:
         try:
             found = {str(key).strip().lower(): value for key, value in json.loads(candidate).items()}
             return {part: float(found[part]) for part in PARTS}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
     return {}
 

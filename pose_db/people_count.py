@@ -138,7 +138,8 @@ def _any_of(words) -> str:
 
 
 _NOUN = rf"(?:{_any_of({*_SINGULARS, *_SINGULAR_OF, *_SETS})})\b"
-_COUNT = rf"(?:\d+|{_any_of([*_NUMBERS, *_DEFINITE])})\b"
+_COUNT = rf"(?:\d{{1,9}}|{_any_of([*_NUMBERS, *_DEFINITE])})\b"
+_WORD = r"[\w'-]{1,40}"  # an end, because a place in a longer one is looked at again from each of its letters
 _LINKS = r"(?:and|or|of|to|with|at|on|in|by|from|for|over|as|while|who|that|is|are|facing|holding)\b"
 _DOING = re.compile(r"\w{2}ing\b")
 _CLAUSE = re.compile(r"[,;:(–—]|\s-\s")
@@ -148,8 +149,8 @@ _CLAUSE = re.compile(r"[,;:(–—]|\s-\s")
 def _phrase() -> re.Pattern[str]:
     """A mention of people. Compiled when a prompt is first read: it takes a tenth of a second, which no start should pay."""
     return re.compile(
-        rf"(?:\b(?P<count>{_COUNT})\s+)?(?:(?!{_COUNT}|{_NOUN}|{_LINKS})[\w'-]+\s+){{0,3}}?\b(?P<noun>{_NOUN})"
-        rf"(?P<of>\s+of\s+(?:(?!{_NOUN})[\w'-]+\s+){{0,2}}{_NOUN})?"
+        rf"(?:\b(?P<count>{_COUNT})\s+)?(?:(?!{_COUNT}|{_NOUN}|{_LINKS}){_WORD}\s+){{0,3}}?\b(?P<noun>{_NOUN})"
+        rf"(?P<of>\s+of\s+(?:(?!{_NOUN}){_WORD}\s+){{0,2}}{_NOUN})?"
     )
 
 

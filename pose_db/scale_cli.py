@@ -76,9 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("authored", help="the authored actions in many variations")
-    command.add_argument(
-        "--rounds", type=int, required=True, help="of 30 variations an action; 100 are about a million"
-    )
+    command.add_argument("--rounds", type=int, required=True, help="of 30 variations an action; 90 are about a million")
     command.add_argument("--seed", type=int, default=0)
     _add_building(command, _authored)
 

@@ -74,14 +74,14 @@ def measure_collection(
     start = time.perf_counter()
     build_collection(path, source.digest(), shards_of(source, workers, say), workers, say, flat_limit)
     built = time.perf_counter() - start
-    peaks = _peak_memory()
+    peak = _peak_memory()
     searched = _in_processes(path, entries)  # before this process maps the collection too
     collection = open_collection(path)
     return {
         "entries": entries,
         "workers": workers,
         "build_seconds": built,
-        "build_memory_mib": peaks,
+        "build_memory_mib": peak,
         "index_bytes": path.stat().st_size,
         "shard_bytes": sum(file.stat().st_size for file in shard_folder(path).glob("*.poses")),
         **index_figures(collection.index),
@@ -90,15 +90,14 @@ def measure_collection(
     }
 
 
-def _peak_memory() -> dict[str, float]:
-    """MiB, pages of files included: the most that this process had, and the most that any worker had."""
+def _peak_memory() -> float | None:
+    """MiB, pages of files included: the most that this process had; None where the system does not say."""
     try:
         import resource
     except ImportError:  # Windows
-        return {}
-    kinds = {"this_process": resource.RUSAGE_SELF, "largest_worker": resource.RUSAGE_CHILDREN}
+        return None
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return {name: round(resource.getrusage(kind).ru_maxrss / unit, 1) for name, kind in kinds.items()}
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 def measure_recall(collection: PoseCollection, queries: np.ndarray) -> dict[str, Any]:

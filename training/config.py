@@ -23,6 +23,7 @@ from .errors import TrainingError
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+LARGEST = 2**64  # of whole numbers; nothing that is counted here comes near it, and arithmetic fails beyond 1e308
 # What may differ between a run and its continuation: none of these changes what a step computes.
 FREE_TO_CHANGE = frozenset({"steps", "save_every", "keep", "picture_every", "workers", "gradient_checkpointing"})
 
@@ -137,7 +138,7 @@ def _parse(text: str) -> Mapping[str, Any]:
         return {}
     try:
         settings = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainingError(f'it is not JSON ({error}); write it like {{"steps": 1000, "seed": 1}}') from None
     if not isinstance(settings, dict):
         raise TrainingError('it holds no settings by name; write it like {"steps": 1000, "seed": 1}')
@@ -157,6 +158,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         return _convert_tuple(name, value, inner)
     if origin is dict and isinstance(value, Mapping):
         return {str(key): _convert(f"{name}, {key}", each, inner[1]) for key, each in value.items()}
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise TrainingError(f"{name} is larger than any number that makes sense; stay below {LARGEST}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in _WORDS and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):

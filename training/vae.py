@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.latent_formats
 import comfy.taesd.taesd
@@ -88,23 +89,25 @@ def _carry_colours(encoder: torch.nn.Sequential, decoder: torch.nn.Sequential, l
             conv.weight[colour, colour, 1:, 1:] = 1 / 4
         for quarter, (y, x) in enumerate(QUARTERS):
             quarters[3 + 4 * colour + quarter, colour, 1 + y, 1 + x] = 1
-    carried = min(latent_channels, 12)
+    carried, offset = min(latent_channels, 12), leaves.bias
+    assert offset is not None
     leaves.weight[:carried] = 0
     for channel in range(carried):
         kind, colour = divmod(channel, 3)
         if kind == 0:
-            leaves.weight[channel, colour, 1, 1], leaves.bias[channel] = MEAN_SCALE, -MEAN_SCALE / 2
+            leaves.weight[channel, colour, 1, 1], offset[channel] = MEAN_SCALE, -MEAN_SCALE / 2
         else:
             signs = torch.tensor([(1 - 2 * y, 1 - 2 * x, (1 - 2 * y) * (1 - 2 * x))[kind - 1] for y, x in QUARTERS])
             leaves.weight[channel, 3 + 4 * colour : 7 + 4 * colour, 1, 1] = MEAN_SCALE * signs
 
     enters, *doublings, leaves = [layer for layer in decoder if isinstance(layer, torch.nn.Conv2d)]
-    blur = torch.tensor([0.25, 0.5, 0.25])
+    blur, offset = torch.tensor([0.25, 0.5, 0.25]), enters.bias
+    assert offset is not None
     leaves.weight.zero_()
     for conv in (enters, *doublings):
         conv.weight[:3] = 0
     for colour in colours:
-        enters.weight[colour, colour, 1, 1], enters.bias[colour] = 1 / MEAN_SCALE, 1 / 2
+        enters.weight[colour, colour, 1, 1], offset[colour] = 1 / MEAN_SCALE, 1 / 2
         for conv in doublings:
             conv.weight[colour, colour] = blur[:, None] * blur
         leaves.weight[colour, colour, 1, 1] = 1
@@ -117,7 +120,7 @@ def load_taesd(path: Path) -> dict[str, torch.Tensor]:
         TrainingError: the file is none of TAESD's architecture.
     """
     try:
-        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+        weights: Any = comfy.utils.load_torch_file(str(path), safe_load=True)
     except Exception as error:  # the host's loaders raise what their libraries raise
         raise TrainingError(
             f"--begin-with: {path.name} cannot be read ({error}); choose an autoencoder's file"
@@ -171,7 +174,7 @@ class VAETask:
         return {"architecture": "TAESD", "latent_channels": str(self.config.latent_channels)}
 
     def modules(self) -> dict[str, torch.nn.Module]:
-        decoder = {"decoder": self.network.taesd_decoder}
+        decoder: dict[str, torch.nn.Module] = {"decoder": self.network.taesd_decoder}
         return decoder if self.config.decoder_only else {"encoder": self.network.taesd_encoder, **decoder}
 
     def prepare(self, sample: TrainingSample, position: int) -> Prepared:

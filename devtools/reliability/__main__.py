@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0: all is well, 1: it is not, 2: it could not be tried."""
     chosen = parser().parse_args(arguments)
+    # A request to end must stop the server too, as Ctrl+C does, also where a shell had this ignore Ctrl+C.
+    for request in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(request, signal.default_int_handler)
     try:
         work = chosen_kinds(chosen.kinds, chosen.steps)
         chosen.out.mkdir(parents=True, exist_ok=True)

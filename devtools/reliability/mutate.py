@@ -21,7 +21,7 @@ from devtools.reliability.lone_nodes import lone_node, pack_nodes
 from devtools.reliability.mutations import ObjectInfo, mutated
 from devtools.reliability.sandbox import SandboxServer
 from devtools.reliability.values import with_root
-from devtools.reliability.verdicts import Verdict, judged, refused, stray_tracebacks
+from devtools.reliability.verdicts import PACK_FOLDER, Verdict, judged, refused, stray_tracebacks
 from devtools.reliability.workload import Prompt
 
 MALFORMED_SHARE = 0.15
@@ -183,7 +183,8 @@ def attempt(server: SandboxServer, case: Case, known: frozenset[str], limits: Li
             return Verdict("host error", f"status {status}")
         partly = refused({"error": {"message": "partly"}, "node_errors": answer.get("node_errors")})
         verdict = _run(server, answer["prompt_id"], known, limits)
-        server.forget(answer["prompt_id"])
+        if server.alive:
+            server.forget(answer["prompt_id"])
     except (OSError, http.client.HTTPException) as error:
         if server.alive:
             server.kill()
@@ -217,6 +218,9 @@ def _run(server: SandboxServer, prompt_id: str, known: frozenset[str], limits: L
         time.sleep(POLL_SECONDS)
         now = time.monotonic()
         if not interrupted and now - started > limits.seconds:
+            if trace := server.worker_trace():
+                server.kill()
+                return Verdict("defect" if PACK_FOLDER in trace else "host error", f"its worker ended:{trace}")
             server.post("/interrupt", {})
             interrupted = now
         if interrupted and now - interrupted > limits.stop_seconds:

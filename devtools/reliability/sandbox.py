@@ -65,6 +65,15 @@ class SandboxServer(ComfyServer):
         handles = process.num_handles() if os.name == "nt" else process.num_fds()
         return Usage(process.memory_info().rss / MIB, handles, process.num_threads())
 
+    def worker_trace(self) -> str:
+        """The traceback of the error that ended the host's thread of workflows; empty where it lives.
+
+        The host answers on after that, and never runs anything again.
+        """
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        _, found, end = text.rpartition("Exception in thread")
+        return end if found and "(prompt_worker)" in end.partition("\n")[0] else ""
+
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """What became of a workflow; None while it waits or runs."""
         return self.get(f"/history/{prompt_id}").get(prompt_id)

@@ -99,13 +99,13 @@ def test_conditioning_that_is_none(conditioning, vae):
 def test_parts_of_a_growing_input(sdxl):
     given = {"tau_start": 0.4, "tau_end": 0.1, "delta_start": 0.0, "delta_end": 3.0, "schedule": "linear", "top_k": 1}
     with pytest.raises(InputError, match="appearances: it is text; connect an output of the type ENSEMBLE_APPEARANCE"):
-        NODES["EnsembleAppearanceInfusion"].execute(sdxl, {"appearance0": "alice"}, **given)
+        NODES["EnsembleAppearanceInfusion"].execute(model=sdxl, appearances={"appearance0": "alice"}, **given)
 
 
 def test_what_fits_goes_through():
     (cast,) = NODES["EnsembleSubject"].execute(image=PICTURE, mask=None, cast=None, **SUBJECT).args
     assert [subject.name for subject in cast.subjects] == ["alice"]
-    assert NODES["EnsembleCastSheet"].execute(cast).args[0].ndim == 4
+    assert NODES["EnsembleCastSheet"].execute(cast=cast).args[0].ndim == 4
 
 
 @pytest.mark.parametrize("node", NODES.values(), ids=list(NODES))

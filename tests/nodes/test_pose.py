@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from comfyui_ensemble.models_info.registry import BUNDLED_POSES, POSE_DATABASES
+from comfyui_ensemble.models_info.registry import BUNDLED_POSES, PACK_FOLDER, POSE_DATABASES
 from comfyui_ensemble.nodes.errors import InputError
 from comfyui_ensemble.nodes.pose import EnsemblePoseDatabaseLoader, EnsemblePoseRender, EnsemblePoseRetriever
+from comfyui_ensemble.pose_db.database import load_database, save_database
 from comfyui_ensemble.pose_db.keypoints import frame_from_people
+from comfyui_ensemble.pose_db.scale import build_collection, shards_of
+from comfyui_ensemble.pose_db.scale_sources import Databases, part_of
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +114,21 @@ def test_nobody_is_a_black_picture_and_every_frame_one_picture():
     empty = frame_from_people(np.zeros((0, 18, 3)), 100, 50)
     image, mask = EnsemblePoseRender.execute([empty, empty], 64, 48, 4).args
     assert image.shape == (2, 48, 64, 3) and not image.any() and not mask.any()
+
+
+def test_a_collection_is_a_database_too(tmp_path, monkeypatch):
+    """Load Pose Database and Retrieve Pose on a collection of some of the bundled entries."""
+    database = tmp_path / "some.safetensors"
+    save_database(part_of(load_database(PACK_FOLDER / "pose_db" / "data" / BUNDLED_POSES.name), 0, 300), database)
+    path, source = tmp_path / "poses" / "collection.safetensors", Databases((database,), 100)
+    path.parent.mkdir()
+    build_collection(path, source.digest(), shards_of(source, 1, str), 1, str, 1000)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, POSE_DATABASES, ([str(path.parent)], {".safetensors"}))
+    collection = EnsemblePoseDatabaseLoader.execute(path.name).args[0]
+    prompt = load_database(database).prompts[17]
+    pose, matched, score, found = retrieve(collection, prompt)
+    assert matched == prompt and found and score > 0.999
+    assert pose == [load_database(database).frame(17)]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"^Load Pose Database, database: "):
+        EnsemblePoseDatabaseLoader.execute(path.name)

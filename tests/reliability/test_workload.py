@@ -22,7 +22,7 @@ def test_small_changes_sizes_and_steps_alone(name):
             elif key == "steps":
                 assert value == 3
             elif key == "config":
-                assert json.loads(value)["steps"] == 3
+                assert json.loads(str(value))["steps"] == 3
             elif key not in ("x", "y", "step"):
                 assert value == before[number]["inputs"][key]
 
