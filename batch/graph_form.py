@@ -141,7 +141,8 @@ def _buttons(declared: Declared) -> int:
 
 def _check_drawable(node: Node, declared: Declared) -> None:
     template = declared.options.get("template") if declared.type == GROWING else None
-    grown = [spec[0] for kind in (template or {}).get("input", {}).values() for spec in kind.values()]
+    elements = [spec for kind in (template or {}).get("input", {}).values() for spec in kind.values()]
+    grown = [type_ for type_, *options in elements if not any(each.get("forceInput") for each in options)]
     if declared.options.get("forceInput"):
         return
     if declared.type in DRAWN or any(type_ in WIDGETS or type_ == DYNAMIC for type_ in grown):
