@@ -19,7 +19,7 @@ from PIL import Image
 from devtools.console import Problem
 from devtools.reliability.growth import Growth, growth
 from devtools.reliability.sandbox import SandboxServer, Usage
-from devtools.reliability.workload import Prompt, job, rounds
+from devtools.reliability.workload import REPORT, Prompt, job, rounds
 from devtools.server import accepted, finished
 
 LAST = "short_invert"
@@ -28,8 +28,8 @@ JOB_SECONDS = 300
 # What counts as growth from the first third of the readings to the last, where a rise is also certain over all of them:
 # memory in MiB; the allocator's own ups and downs between two rounds are about as large.
 TOLERATED = {"memory": 24.0, "handles": 2.0, "threads": 2.0}
-# What a workflow may leave in the data folder besides its pictures: the weights, databases and runs that it is for.
-PRODUCTS = ("models/", "output/ensemble_training/")
+# What a workflow may leave in the data folder besides its pictures, under its own name: weights, databases, runs, reports.
+PRODUCTS = ("models/", "output/ensemble_training/", f"output/{REPORT}")
 
 
 @dataclass

@@ -16,6 +16,7 @@ LENGTHS = ("width", "height", "cell_width", "cell_height", "reference_size")
 OFFSETS = ("x", "y")
 SIDE_STEP = 16  # every bundled model takes pictures of multiples of it
 SMALLEST_SIDE = 64
+REPORT = "report_"
 SEEDS = ("seed", "noise_seed")
 # As small as the tiny AnyStory; the paper's own sizes make 200 million weights, most of them in the QFormers.
 SMALL_ANYSTORY = {
@@ -26,6 +27,9 @@ SMALL_ANYSTORY = {
     "router_width": 128,
     "reference_size": 64,
 }
+# PyTorch's half-precision kernels on a CPU keep a compiled one for every new shape, 50 MiB in a run of two steps, until its
+# own cache is full. That would hide what a training keeps.
+SMALL_TRAINING = {"precision": "fp32"}
 
 
 def bundled(name: str) -> Prompt:
@@ -55,7 +59,7 @@ def small(prompt: Prompt, steps: int = 2, scale: float = 0.5) -> Prompt:
                 node["inputs"][name] = min(value, steps - 1)
             elif name == "config":
                 network = SMALL_ANYSTORY if node["class_type"] == "EnsembleTrainAnyStoryEncoder" else {}
-                node["inputs"][name] = json.dumps({**json.loads(value), **network, "steps": steps})
+                node["inputs"][name] = json.dumps({**json.loads(value), **network, **SMALL_TRAINING, "steps": steps})
     return prompt
 
 
@@ -122,6 +126,8 @@ def job(prompt: Prompt, name: str, seed: int) -> Prompt:
             inputs["filename_prefix"] = f"{name}/{inputs['filename_prefix'].rpartition('/')[2]}"
         if node["class_type"] in ("EnsembleSaveWeights", "EnsemblePoseDatabaseSave"):
             inputs["name"] = name
+        if node["class_type"] == "EnsembleEvaluationReport":
+            inputs["name"] = f"{REPORT}{name}"
         if "config" in inputs:
             settings = json.loads(inputs["config"])
             inputs["config"] = json.dumps({**settings, "run": f"{name}_{settings['run']}"})

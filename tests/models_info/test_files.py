@@ -8,7 +8,7 @@ import pytest
 
 from comfyui_ensemble.models_info.files import is_file_name, whole_file
 
-GOOD = ("alice", "my cast-2", "名前", "ünï.v2", "👩 and 👨", "con1", "x" * 200)
+GOOD = ("alice", "my cast-2", "名前", "ünï.v2", "👩 and 👨", "con1", "x" * 200, "é" * 100)
 BAD = (
     "",
     ".",
@@ -26,6 +26,8 @@ BAD = (
     "end ",
     "CON",
     "nul.txt",
+    "x" * 201,
+    "é" * 101,
 )
 HALF_SIGNS = ("\ud800", "a\udfffb")  # what JSON's \\ud800 becomes
 

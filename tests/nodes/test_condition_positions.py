@@ -120,6 +120,7 @@ def test_chosen_slots(flux):
         ("hat = 0", "slots: 'hat = 0' will not do; slots are different numbers from 1 to 99"),
         ("hat = 2, 2", "slots: 'hat = 2, 2' will not do"),
         ("hat = 100", "slots: 'hat = 100' will not do"),
+        (f"hat = {'9' * 5000}", "slots: 'hat = 9999"),
         ("hat = 2\nhat = 3", "slots: 'hat' is there twice; write one line with all its slots"),
     ],
 )

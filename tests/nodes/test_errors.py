@@ -15,6 +15,8 @@ from comfyui_ensemble.nodes.errors import InputError, readable
         ("'\x1b[31m\u202egnp.\ud800' is unknown", "'\\x1b[31m\\u202egnp.\\ud800' is unknown"),
         (f"'{'x' * 100}' is unknown", f"'{'x' * 100}' is unknown"),
         (f"'{'x' * 5000}' is neither 'a' nor 'b'", f"'{'x' * 100} ...' is neither 'a' nor 'b'"),
+        (f"it is not JSON: {'9' * 5000} is too long", f"it is not JSON: {'9' * 100} ... is too long"),
+        (f"it is at /{'folder/' * 30}x.png", f"it is at /{'folder/' * 30}x.png"),
     ],
 )
 def test_readable(text, shown):

@@ -75,6 +75,11 @@ def test_fits(value, hint, expected):
         ),
         ("EnsembleSubject", {"image": PICTURE, **SUBJECT, "name": 3}, "Subject, name: it is a number; give text."),
         (
+            "EnsembleSubject",
+            {"image": PICTURE, **SUBJECT, "name": "a\ud800"},
+            "Subject, name: it holds a broken sign, \\ud800; write that place again.",
+        ),
+        (
             "EnsemblePoseLayout",
             {"poses": {"pose0": [], "pose1": None}, "width": 10**25, "height": 64},
             "Lay Out Poses, width: it is larger than any number that makes sense; stay below 18446744073709551616.",

@@ -164,6 +164,8 @@ def test_a_picture_like_a_thread_is_refused(random_model):
         ({"box": {**SPOT_BOX, "height": float("nan")}}, "box: box 1 (90 x nan at (90, 40)) covers nothing of"),
         ({"point": "here"}, "point: 'here' is no point; write x, y in pixels, one point a line."),
         ({"point": "1, 2, 3"}, "point: '1, 2, 3' is no point;"),
+        ({"point": "[" * 100_000}, "point: '[[[["),
+        ({"point": '[{"x": 1e400, "y": 1}, {"x": ' + "9" * 400 + ', "y": 1}]'}, "point: '[{"),
         ({"point": "[1, 2]"}, "point: '[1, 2]' is no point;"),
         ({"point": "nan, 2"}, "point: (nan, 2) lies outside the 256 x 256 picture;"),
         ({"point": "256, 2"}, "point: (256, 2) lies outside the 256 x 256 picture; count pixels from its upper left"),

@@ -277,7 +277,10 @@ def test_report_is_in_words():
         ("a crowd cheering", None),
         ("children playing", None),
         ("juggling", None),
+        (f"{'9' * 5000} people", None),
+        (f"{'x' * 100_000} and two men", 2),  # in no time, where every letter could begin a word
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_people_in_prompt(prompt, count):
     assert people_in_prompt(prompt) == count

@@ -29,7 +29,8 @@ QUICK = (
 def sandbox(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxServer]:
     """Running, and with nothing in its history but what the tests of this folder did."""
     arguments = ["--cache-classic", *([] if torch.accelerator.is_available() else ["--cpu"])]
-    with sandbox_server(tmp_path_factory.mktemp("reliability") / "sandbox", tiny_models, *arguments) as running:
+    root = tmp_path_factory.mktemp("reliability") / "sandbox"
+    with sandbox_server(root, tiny_models, *arguments) as running:
         yield running
 
 

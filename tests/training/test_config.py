@@ -67,6 +67,7 @@ def test_every_kind_of_setting_is_read() -> None:
     ("text", "said"),
     [
         ("{", "it is not JSON"),
+        ("[" * 100_000, "it is not JSON"),
         ("[1]", "no settings by name"),
         ('{"lerning_rate": 1}', "there is no setting 'lerning_rate'; 'learning_rate' is probably meant"),
         ('{"zzz": 1}', "there is no setting 'zzz'; there are: run, steps"),
@@ -75,6 +76,8 @@ def test_every_kind_of_setting_is_read() -> None:
         ('{"learning_rate": 0}', "learning_rate is 0.0; give a number above 0"),
         ('{"learning_rate": "1e-4"}', 'learning_rate is "1e-4"; it must be a number'),
         ('{"steps": 2.5}', "steps is 2.5; it must be a whole number"),
+        (f'{{"steps": {10**400}}}', "steps is larger than any number that makes sense"),
+        (f'{{"learning_rate": {10**400}}}', "learning_rate is larger than any number that makes sense"),
         ('{"steps": true}', "steps is true; it must be a whole number"),
         ('{"steps": 0}', "steps is 0; it must be at least 1"),
         ('{"weight_decay": NaN}', "weight_decay is nan; it must be at least 0"),
