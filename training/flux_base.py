@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from comfy.ldm.flux.layers import timestep_embedding
+from comfy.ldm.flux.model import Flux
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
@@ -37,6 +39,8 @@ class FluxBaseConfig(FluxConfig):
         references, pose_maps: whether these are shown as context.
         mode: where they stand: where the host puts references when no node places them, or as in EURoPE Positions.
         anew: begin with weights that suit a training from nothing, rather than with the model's own.
+        hears_guidance: whether what is saved goes on hearing FluxGuidance, as a guidance-distilled model does. Others have been told one
+            guidance alone, and answer any other as they do that one.
         saved_as: the numbers of the file.
     """
 
@@ -54,6 +58,7 @@ class FluxBaseConfig(FluxConfig):
     pose_maps: bool = True
     mode: Literal["the model's own", "EURoPE", "symmetric RoPE", "symmetric UnoPE"] = EUROPE
     anew: bool = False
+    hears_guidance: bool = False
     saved_as: Literal["bf16", "fp32"] = "bf16"
 
 
@@ -78,8 +83,24 @@ class FluxBase(FluxTask):
 
     def weights(self) -> Weights:
         dtype = torch.bfloat16 if self.config.saved_as == "bf16" else torch.float32
-        state = {name: value.to(dtype) for name, value in self.model.full_state().items()}
-        return Weights((WeightFile(DIFFUSION_MODELS, "", state, {}),))
+        state = self.model.full_state()
+        if not self.config.hears_guidance:
+            state |= deaf_to_guidance(self.model.network, self.config.guidance)
+        return Weights((WeightFile(DIFFUSION_MODELS, "", {name: value.to(dtype) for name, value in state.items()}, {}),))
+
+
+def deaf_to_guidance(network: torch.nn.Module, guidance: float) -> dict[str, torch.Tensor]:
+    """The weights that have to change for a FLUX to answer every guidance as it answers this one, float32 on the CPU."""
+    told: Any = getattr(network, "guidance_in", None)
+    if not isinstance(network, Flux) or isinstance(told, torch.nn.Identity):
+        return {}
+    with torch.no_grad():
+        weight = told.out_layer.weight
+        answer = told(timestep_embedding(torch.tensor([guidance], device=weight.device), 256).to(weight.dtype))[0]
+    return {
+        "guidance_in.out_layer.weight": torch.zeros(weight.shape),
+        "guidance_in.out_layer.bias": answer.to("cpu", torch.float32),
+    }
 
 
 def begin_anew(network: torch.nn.Module, seed: int) -> None:

@@ -105,6 +105,23 @@ def test_the_stock_loader_reads_what_was_trained(make, monkeypatch, tmp_path: Pa
         torch.testing.assert_close(again.draw(again.encode(sample, Absent())), trained, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_saved_answers_any_guidance_alike(make, tmp_path: Path):
+    """`guidance` is the only one that the training says; what others do to the model is chance."""
+    pictures = {}
+    for hears in (False, True):
+        task, data = make(hears_guidance=hears)
+        sample = data.load(data.batch(0, 4)[1])
+        (path,) = save_weights(task.weights(), f"hears_{hears}", place=lambda folder: tmp_path / folder)
+        model = TrainableModel(comfy.sd.load_diffusion_model(str(path)), "frozen")
+        for guidance in (1.0, 3.5):
+            again = FluxBase(model, task.encoders, replace(SMALL, picture_guidance=guidance))
+            with torch.no_grad():
+                pictures[hears, guidance] = again.draw(again.encode(sample, Absent()))
+    torch.testing.assert_close(pictures[False, 1.0], pictures[True, 1.0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(pictures[False, 1.0], pictures[False, 3.5])
+    assert not torch.allclose(pictures[True, 1.0], pictures[True, 3.5], atol=1e-3)
+
+
 def test_half_the_size_on_the_disk(make):
     (file,) = make(saved_as="bf16")[0].weights().files
     assert {value.dtype for value in file.tensors.values()} == {torch.bfloat16}
