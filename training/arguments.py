@@ -12,11 +12,12 @@ from .errors import TrainingError
 from .manifest import read_manifest
 from .manifest_source import ManifestSource
 from .models import MINILM
-from .puppets import PuppetSource
+from .puppets import KeptSamples, PuppetSource
 from .puppets.source import KINDS
 from .sample import Source
 
 PUPPETS = "puppets"
+MOST_KEPT = 20_000  # pictures of puppets that are drawn once and held in memory, 2 GB at 128 pixels
 _MODELS = {
     "model": "the diffusion model, or a checkpoint",
     "vae": "its VAE, or a checkpoint",
@@ -78,7 +79,7 @@ def load_data(chosen: argparse.Namespace, config: TrainingConfig) -> TrainingDat
 
 def _source(chosen: argparse.Namespace) -> Source:
     if chosen.data == PUPPETS:
-        return PuppetSource(
+        puppets = PuppetSource(
             seed=chosen.puppets_seed,
             size=(chosen.resolution, chosen.resolution),
             reference_size=chosen.reference_resolution,
@@ -86,6 +87,7 @@ def _source(chosen: argparse.Namespace) -> Source:
             kind=chosen.puppets_kind,
             count=chosen.puppets_count,
         )
+        return KeptSamples(puppets, range(len(puppets))) if len(puppets) <= MOST_KEPT else puppets
     path = Path(chosen.data)
     if not path.is_file():
         raise TrainingError(f"--data: there is no file {path}; give a manifest, or the word {PUPPETS}", "data")

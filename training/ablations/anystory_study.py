@@ -23,6 +23,7 @@ from ..data import TrainingData
 from ..encoding import Keep, keep_in_folder
 from ..loop import train
 from ..progress import Progress
+from ..puppets import KeptSamples
 from ..sdxl_encoding import SDXLEncoders
 from ..weights import save_weights
 from .measures import puppet_measures
@@ -31,7 +32,7 @@ from .runs import run_settings
 from .sdxl_drawing import draw_from, flat_puppets
 from .table import Drawn
 from .unrouted import apply_unrouted
-from .worlds import Case, KeptSamples, Sizes, World
+from .worlds import Case, Sizes, World
 
 SETTINGS = {"batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 20, "schedule": "cosine"}
 NETWORK = {"queries": 16, "qformer_width": 64, "qformer_heads": 4, "qformer_layers": 4, "router_width": 64}

@@ -15,12 +15,13 @@ from ..encoding import Keep, keep_in_folder
 from ..flux_task import Absent, FluxConfig, FluxTask
 from ..loop import train
 from ..progress import Progress
+from ..puppets import KeptSamples
 from ..weights import save_weights
 from .measures import puppet_measures, thing_measures
 from .models import Models
 from .runs import run_settings
 from .table import Drawn
-from .worlds import Case, KeptSamples, World
+from .worlds import Case, World
 
 # (model, vae, clip, vision, data, config, keep) -> the task and the data as it draws them
 Build = Callable[..., tuple[FluxTask, TrainingData]]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from ...pose_db.keypoints import MIRRORED
-from ..buckets import Size
 from ..errors import TrainingError
-from ..fitting import as_floats
-from ..puppets import PuppetSource, Scene
+from ..puppets import KeptSamples, PuppetSource, Scene
 from ..sample import TrainingSample
 
 TRAINING_SEED, TEST_SEED = 1, 7_001  # of the puppets' scenes
@@ -64,35 +60,6 @@ class Case:
     number: int
     scene: Scene
     sample: TrainingSample
-
-
-class KeptSamples:
-    """Some samples of a source, held in memory as bytes; a `Source`, `Listed` and `Stored`."""
-
-    def __init__(self, source: PuppetSource, indices: Sequence[int]) -> None:
-        self._samples = [source.stored(index) for index in indices]
-        self._indices = tuple(indices)
-        content = repr((source.identity, self._indices)).encode()
-        self.identity = f"kept-{hashlib.blake2b(content, digest_size=8).hexdigest()}"
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def sample(self, index: int) -> TrainingSample:
-        return as_floats(self._samples[index])
-
-    def stored(self, index: int) -> TrainingSample:
-        return self._samples[index]
-
-    def target_size(self, index: int) -> Size:
-        height, width = self._samples[index].target.shape[:2]
-        return width, height
-
-    def categories(self, index: int) -> Sequence[str]:
-        return [subject.category for subject in self._samples[index].subjects]
-
-    def row_name(self, index: int) -> str:
-        return f"scene {self._indices[index]} of the puppets"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ and `measure` holds a picture against the truth.
 from .backgrounds import background
 from .canvas import PARTS, PERSON_STEP
 from .identity import Item, Puppet, puppet
+from .kept import KeptSamples
 from .measure import PuppetMeasures, measure, routing_iou
 from .references import draw_item, draw_reference, neutral
 from .scene import Scene, draw_scene, people_in
@@ -17,6 +18,7 @@ __all__ = [
     "PARTS",
     "PERSON_STEP",
     "Item",
+    "KeptSamples",
     "Puppet",
     "PuppetMeasures",
     "PuppetSource",
