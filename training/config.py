@@ -22,10 +22,13 @@ from .errors import TrainingError
 
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
+SavedAs = Literal["fp32", "bf16"]
 
 LARGEST = 2**64  # of whole numbers; nothing that is counted here comes near it, and arithmetic fails beyond 1e308
 # What may differ between a run and its continuation: none of these changes what a step computes.
-FREE_TO_CHANGE = frozenset({"steps", "save_every", "keep", "picture_every", "workers", "gradient_checkpointing"})
+FREE_TO_CHANGE = frozenset(
+    {"steps", "save_every", "keep", "picture_every", "workers", "gradient_checkpointing", "saved_as"}
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TrainingConfig:
         workers: threads that load and encode ahead of the step.
         augment_references: vary reference pictures from epoch to epoch.
         condition_dropout: share of samples that learn without their condition.
+        saved_as: numbers of the matrices in the files of weights; a checkpoint always has what is trained.
     """
 
     run: str = "training"
@@ -73,6 +77,7 @@ class TrainingConfig:
     workers: int = 2
     augment_references: bool = True
     condition_dropout: float = 0.0
+    saved_as: SavedAs = "fp32"
 
     def __post_init__(self) -> None:
         if not is_file_name(self.run):

@@ -17,6 +17,7 @@ from comfy.sd import CLIP, VAE
 
 from ..attention_patches.europe import EUROPE, apply_europe
 from ..attention_patches.layout import Layout
+from .config import SavedAs
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
 from .flux_config import FluxConfig
@@ -41,7 +42,6 @@ class FluxBaseConfig(FluxConfig):
         anew: begin with weights that suit a training from nothing, rather than with the model's own.
         hears_guidance: whether what is saved goes on hearing FluxGuidance, as a guidance-distilled model does. Others have been told one
             guidance alone, and answer any other as they do that one.
-        saved_as: the numbers of the file.
     """
 
     steps: int = 100_000
@@ -59,7 +59,7 @@ class FluxBaseConfig(FluxConfig):
     mode: Literal["the model's own", "EURoPE", "symmetric RoPE", "symmetric UnoPE"] = EUROPE
     anew: bool = False
     hears_guidance: bool = False
-    saved_as: Literal["bf16", "fp32"] = "bf16"
+    saved_as: SavedAs = "bf16"
 
 
 class FluxBase(FluxTask):
@@ -82,11 +82,10 @@ class FluxBase(FluxTask):
         return prepared if self.config.mode == OWN else require_smaller_references(prepared)
 
     def weights(self) -> Weights:
-        dtype = torch.bfloat16 if self.config.saved_as == "bf16" else torch.float32
         state = self.model.full_state()
         if not self.config.hears_guidance:
             state |= deaf_to_guidance(self.model.network, self.config.guidance)
-        return Weights((WeightFile(DIFFUSION_MODELS, "", {name: value.to(dtype) for name, value in state.items()}, {}),))
+        return Weights((WeightFile(DIFFUSION_MODELS, "", state, {}),))
 
 
 def deaf_to_guidance(network: torch.nn.Module, guidance: float) -> dict[str, torch.Tensor]:

@@ -77,14 +77,16 @@ class FluxTask(ABC):
         return text, [{} for _ in samples]
 
     def absent(self, position: int) -> Absent:
-        """Which conditions the sample at a position learns without."""
-        config = self.config
-        shares = {
-            "caption": config.condition_dropout,
-            "references": config.reference_dropout,
-            "pose": config.pose_dropout,
-        }
-        return Absent(**{name: dropped(config.seed, name, position, share) for name, share in shares.items()})
+        """Which conditions the sample at a position learns without.
+
+        References and pose are tokens of the model's. A batch has or lacks them as one, so that it goes through the model together.
+        """
+        config, batch = self.config, position // self.config.batch_size
+        return Absent(
+            caption=dropped(config.seed, "caption", position, config.condition_dropout),
+            references=dropped(config.seed, "references", batch, config.reference_dropout),
+            pose=dropped(config.seed, "pose", batch, config.pose_dropout),
+        )
 
     # The task.
 

@@ -24,7 +24,7 @@ from comfy.model_management import (
 
 from .checkpoint import Checkpoint, newest_checkpoint, remove_leftovers, write_checkpoint
 from .checkpointing import host_in_training
-from .config import TrainingConfig
+from .config import SavedAs, TrainingConfig
 from .data import Draw, TrainingData
 from .distributed import OneProcess, Trainee, plain
 from .errors import TrainingError
@@ -301,7 +301,8 @@ class _Run:
         with self._shown():
             if not self.first:
                 return Weights(())
-            return Weights(tuple(replace(file, tensors=_copies(file.tensors)) for file in self.task.weights().files))
+            files = self.task.weights().files
+            return Weights(tuple(replace(file, tensors=_copies(file.tensors, self.config.saved_as)) for file in files))
 
     def _save(self) -> None:
         """Write a checkpoint, unless this step's is there."""
@@ -319,6 +320,10 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """On the CPU, and of their own: the training's go on changing."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+def _copies(tensors: Mapping[str, torch.Tensor], saved_as: SavedAs) -> dict[str, torch.Tensor]:
+    """On the CPU, and of their own: the training's go on changing. Scales and single numbers keep their precision."""
+    made = {}
+    for name, value in tensors.items():
+        half = saved_as == "bf16" and value.ndim >= 2 and value.is_floating_point()
+        made[name] = value.detach().to("cpu", torch.bfloat16 if half else value.dtype, copy=True).contiguous()
+    return made

@@ -160,6 +160,15 @@ def test_what_a_sample_learns_without_goes_by_its_position(make):
     assert both == pytest.approx(0.12, abs=0.03)  # independently of one another
 
 
+def test_a_batch_has_or_lacks_its_references_and_pose_as_one(make):
+    task = make(**DROPOUTS, batch_size=8)[0]
+    batches = [[task.absent(position) for position in range(first, first + 8)] for first in range(0, 800, 8)]
+    for name, whole in {"pose": True, "references": True, "features": False, "caption": False}.items():
+        one = [len({getattr(absence, name) for absence in batch}) == 1 for batch in batches]
+        assert all(one) == whole
+    assert len({batch[0].pose for batch in batches}) == len({batch[0].references for batch in batches}) == 2
+
+
 def test_what_is_left_out_is_not_there(make):
     task, data = make()
     sample = data.load(data.batch(0, 4)[1])

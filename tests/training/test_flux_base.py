@@ -14,6 +14,7 @@ from comfyui_ensemble.training.config import read_config
 from comfyui_ensemble.training.data import TrainingData
 from comfyui_ensemble.training.flux_base import OWN, FluxBase, FluxBaseConfig, flux_base
 from comfyui_ensemble.training.flux_task import Absent
+from comfyui_ensemble.training.loop import train
 from comfyui_ensemble.training.model import TrainableModel
 from comfyui_ensemble.training.weights import save_weights
 from devtools.block_scenes import BlockScenes
@@ -122,10 +123,13 @@ def test_what_is_saved_answers_any_guidance_alike(make, tmp_path: Path):
     assert not torch.allclose(pictures[True, 1.0], pictures[True, 3.5], atol=1e-3)
 
 
-def test_half_the_size_on_the_disk(make):
-    (file,) = make(saved_as="bf16")[0].weights().files
-    assert {value.dtype for value in file.tensors.values()} == {torch.bfloat16}
-    assert {value.dtype for value in make()[0].weights().files[0].tensors.values()} == {torch.float32}
+@pytest.mark.parametrize(("saved_as", "matrices"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_the_size_on_the_disk(make, tmp_path: Path, saved_as, matrices):
+    assert FluxBaseConfig().saved_as == "bf16"
+    task, data = make()
+    (file,) = train(task, data, replace(SMALL, steps=1, saved_as=saved_as), tmp_path).weights.files
+    assert {value.dtype for value in file.tensors.values() if value.ndim >= 2} == {matrices}
+    assert {value.dtype for value in file.tensors.values() if value.ndim < 2} == {torch.float32}
 
 
 def test_sample_pictures(make):
