@@ -152,11 +152,11 @@ def test_noise_goes_by_the_position_and_the_seed(make):
 
 def test_what_a_sample_learns_without_goes_by_its_position(make):
     task, other = make(**DROPOUTS)[0], make(**DROPOUTS)[0]
-    absences = [task.absent(position) for position in range(2000)]
-    assert absences == [other.absent(position) for position in range(2000)]
+    absences = [task.absent(position) for position in range(8000)]
+    assert absences == [other.absent(position) for position in range(8000)]
     for name, share in {"pose": 0.4, "references": 0.3, "features": 0.4, "caption": 0.3}.items():
-        assert sum(getattr(absence, name) for absence in absences) / 2000 == pytest.approx(share, abs=0.04)
-    both = sum(absence.pose and absence.references for absence in absences) / 2000
+        assert sum(getattr(absence, name) for absence in absences) / 8000 == pytest.approx(share, abs=0.04)
+    both = sum(absence.pose and absence.references for absence in absences) / 8000
     assert both == pytest.approx(0.12, abs=0.03)  # independently of one another
 
 
