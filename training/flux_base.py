@@ -40,8 +40,8 @@ class FluxBaseConfig(FluxConfig):
         references, pose_maps: whether these are shown as context.
         mode: where they stand: where the host puts references when no node places them, or as in EURoPE Positions.
         anew: begin with weights that suit a training from nothing, rather than with the model's own.
-        hears_guidance: whether what is saved goes on hearing FluxGuidance, as a guidance-distilled model does. Others have been told one
-            guidance alone, and answer any other as they do that one.
+        hears_guidance: whether what is saved goes on hearing FluxGuidance, as a guidance-distilled model does. Others have been
+            told one guidance alone, and answer any other as they do that one.
     """
 
     steps: int = 100_000

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from devtools.workflow_forms import Link, Node, Note, Workflow
-from devtools.workflow_sources.common import TINY_NOTE, sampling, subject, tiny_models
+from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, sampling, subject, tiny_models
+
+PROMPT = "a woman in a red striped shirt and blue trousers and a man in a green t-shirt and white trousers shaking hands, in a park"
 
 ASTRA_POSE_AND_IDENTITY = Workflow(
     name="astra_pose_and_identity",
@@ -13,13 +15,17 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
         *subject(2, "ensemble_bruno.png", "bruno", "a man in a green t-shirt and white trousers", "alice"),
         Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_bruno")}),
         Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
-        Node("prompt", "PrimitiveStringMultiline", 2, {"value": "two people shaking hands"}, title="Prompt"),
+        Node("prompt", "PrimitiveStringMultiline", 2, {"value": PROMPT}, title="Prompt"),
+        Node("query", "EnsemblePromptNormalizer", 2, {"prompt": Link("prompt")}),
         Node("database", "EnsemblePoseDatabaseLoader", 2),
-        Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("prompt")}),
+        Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("query")}),
         Node("show_match", "PreviewAny", 2, {"source": Link("retrieve", 1)}, title="Matched prompt"),
         Node("show_score", "PreviewAny", 2, {"source": Link("retrieve", 2)}, title="Score"),
         Node(
-            "render", "EnsemblePoseRender", 2, {"pose": Link("retrieve"), "width": 256, "height": 256, "line_width": 2}
+            "render",
+            "EnsemblePoseRender",
+            2,
+            {"pose": Link("retrieve"), "width": SIDE, "height": SIDE, "line_width": 2},
         ),
         Node("show_pose", "PreviewImage", 2, {"images": Link("render")}, title="The pose"),
         *tiny_models(3),
@@ -35,12 +41,12 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
                 "vae": Link("vae"),
                 "cast": Link("subject_bruno"),
                 "pose_image": Link("render"),
-                "reference_size": 160,
+                "reference_size": REFERENCE,
             },
         ),
         Node("guidance", "FluxGuidance", 4, {"conditioning": Link("references")}),
         Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
-        *sampling(5, "europe", Link("guidance"), (256, 256), "ensemble/astra"),
+        *sampling(5, "europe", Link("guidance"), (SIDE, SIDE), "ensemble/astra"),
     ],
     notes=[
         Note(3, "Which models", TINY_NOTE, 420),
@@ -61,6 +67,7 @@ Paper: ASTRA, retrieval-augmented pose guidance and disentangled position embedd
     ],
 )
 
+WIDE = 3 * SIDE // 2  # room for three
 ACTIONS = {
     "alice": "a woman waving with the right hand",
     "bruno": "a man sitting on a chair",
@@ -100,9 +107,11 @@ ASTRA_MULTI_SUBJECT = Workflow(
             "EnsemblePoseLayout",
             2,
             {f"poses.pose{number}": Link(f"retrieve_{name}") for number, name in enumerate(ACTIONS)}
-            | {"width": 384, "height": 256},
+            | {"width": WIDE, "height": SIDE},
         ),
-        Node("render", "EnsemblePoseRender", 2, {"pose": Link("layout"), "width": 384, "height": 256, "line_width": 2}),
+        Node(
+            "render", "EnsemblePoseRender", 2, {"pose": Link("layout"), "width": WIDE, "height": SIDE, "line_width": 2}
+        ),
         Node("show_pose", "PreviewImage", 2, {"images": Link("render")}, title="All poses"),
         *tiny_models(3),
         Node("vision", "EnsembleTinyCLIPVision", 3),
@@ -127,7 +136,7 @@ ASTRA_MULTI_SUBJECT = Workflow(
                 "vae": Link("vae"),
                 "cast": Link("subject_chiyo"),
                 "pose_image": Link("render"),
-                "reference_size": 160,
+                "reference_size": REFERENCE,
             },
         ),
         Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
@@ -144,7 +153,7 @@ ASTRA_MULTI_SUBJECT = Workflow(
             },
         ),
         Node("guidance", "FluxGuidance", 4, {"conditioning": Link("dsm", 1)}),
-        *sampling(5, "dsm", Link("guidance"), (384, 256), "ensemble/astra_multi"),
+        *sampling(5, "dsm", Link("guidance"), (WIDE, SIDE), "ensemble/astra_multi"),
     ],
     notes=[
         Note(3, "Which models", TINY_NOTE, 420),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from devtools.workflow_forms import Link, Node, Note, Workflow
-from devtools.workflow_sources.common import TINY_NOTE, sampling, subject, tiny_models
+from devtools.workflow_sources.astra import PROMPT
+from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, sampling, subject, tiny_models
 
-SIZE = (256, 256)
+SIZE = (SIDE, SIDE)
 
 EVALUATE_PICTURES = Workflow(
     name="evaluate_pictures",
@@ -14,14 +15,15 @@ EVALUATE_PICTURES = Workflow(
         *subject(1, "ensemble_alice.png", "alice", "a woman in a red striped shirt and blue trousers", None),
         *subject(2, "ensemble_bruno.png", "bruno", "a man in a green t-shirt and white trousers", "alice"),
         Node("both", "ImageBatch", 1, {"image1": Link("load_alice"), "image2": Link("load_bruno")}, title="References"),
-        Node("prompt", "PrimitiveStringMultiline", 2, {"value": "two people shaking hands"}, title="Prompt"),
+        Node("prompt", "PrimitiveStringMultiline", 2, {"value": PROMPT}, title="Prompt"),
+        Node("query", "EnsemblePromptNormalizer", 2, {"prompt": Link("prompt")}),
         Node("database", "EnsemblePoseDatabaseLoader", 2),
-        Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("prompt")}),
+        Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("query")}),
         Node(
             "found",
             "EnsemblePoseRetriever",
             2,
-            {"pose_db": Link("database"), "prompt": Link("prompt"), "rank": 2},
+            {"pose_db": Link("database"), "prompt": Link("query"), "rank": 2},
             title="Stands for a detector",
         ),
         Node(
@@ -44,7 +46,7 @@ EVALUATE_PICTURES = Workflow(
                 "vae": Link("vae"),
                 "cast": Link("subject_bruno"),
                 "pose_image": Link("render"),
-                "reference_size": 160,
+                "reference_size": REFERENCE,
             },
         ),
         Node("guidance", "FluxGuidance", 4, {"conditioning": Link("references")}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devtools.workflow_forms import Link, Node, Note, Workflow
-from devtools.workflow_sources.common import TINY_NOTE, sampling, subject, tiny_models
+from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, sampling, subject, tiny_models
 
 KONTEXT_NOTE = (
     TINY_NOTE.replace("with FLUX.1 dev", "with FLUX.1 Kontext dev").replace("flux1-dev", "flux1-kontext-dev")
@@ -38,7 +38,7 @@ def prompt_and_references(cast: str, prompt: str, pose_image: Link | None = None
         "conditioning": Link("positive"),
         "vae": Link("vae"),
         "cast": Link(cast),
-        "reference_size": 128,
+        "reference_size": REFERENCE,
     }
     if pose_image is not None:
         references["pose_image"] = pose_image
@@ -75,7 +75,7 @@ FACE_TOP_BOTTOM_BAG = Workflow(
             3,
             {"model": Link("dam"), "layout": Link("references", 1), "block": 4, "step": 10},
         ),
-        *sampling(4, "inspector", Link("guidance"), (192, 256), "ensemble/one_for_all"),
+        *sampling(4, "inspector", Link("guidance"), (SIDE, SIDE), "ensemble/one_for_all"),
         Node(
             "maps",
             "EnsembleAttentionMaps",
@@ -112,7 +112,7 @@ DRESS_WORKFLOW = Workflow(
         *cast_of(FACE, DRESS, BAG),
         *prompt_and_references("subject_bag", "{face} in {dress}, holding {bag}, on a balcony"),
         *positions_and_temperature("unet"),
-        *sampling(4, "dam", Link("guidance"), (192, 256), "ensemble/one_for_all_dress"),
+        *sampling(4, "dam", Link("guidance"), (SIDE, SIDE), "ensemble/one_for_all_dress"),
     ],
     notes=[
         Note(2, "Which models", KONTEXT_NOTE, 440),
@@ -139,7 +139,10 @@ WITH_POSE = Workflow(
             {"pose_db": Link("database"), "prompt": "a woman dancing with both arms raised"},
         ),
         Node(
-            "render", "EnsemblePoseRender", 1, {"pose": Link("retrieve"), "width": 192, "height": 256, "line_width": 2}
+            "render",
+            "EnsemblePoseRender",
+            1,
+            {"pose": Link("retrieve"), "width": SIDE, "height": SIDE, "line_width": 2},
         ),
         Node("show_pose", "PreviewImage", 1, {"images": Link("render")}, title="The pose"),
         *prompt_and_references(
@@ -149,7 +152,7 @@ WITH_POSE = Workflow(
         ),
         Node("europe", "EnsembleEURoPE", 3, {"model": Link("unet"), "layout": Link("references", 1)}),
         *positions_and_temperature("europe"),
-        *sampling(4, "dam", Link("guidance"), (192, 256), "ensemble/one_for_all_pose"),
+        *sampling(4, "dam", Link("guidance"), (SIDE, SIDE), "ensemble/one_for_all_pose"),
     ],
     notes=[
         Note(2, "Which models", KONTEXT_NOTE, 440),
