@@ -5,8 +5,8 @@ from __future__ import annotations
 from devtools.workflow_forms import Link, Node
 
 SIDE, REFERENCE = 128, 64  # pixels; what the tiny models were trained on
-TINY_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine in seconds. They
-were trained for an hour on a CPU, on puppets in pictures of 128 x 128 pixels, and know nothing else.
+TINY_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine in
+seconds. They were trained for an hour on a CPU, on puppets in pictures of 128 x 128 pixels, and know nothing else.
 
 **For real pictures**, with FLUX.1 dev:
 - Load Diffusion Model: `flux1-dev.safetensors`
@@ -71,8 +71,8 @@ def sampling(column: int, model: str, positive: Link, size: tuple[int, int], pre
     ]
 
 
-TINY_SDXL_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine in seconds. They
-were trained for minutes on a CPU, on puppets in pictures of 128 x 128 pixels, and know nothing else.
+TINY_SDXL_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine in
+seconds. They were trained for minutes on a CPU, on puppets in pictures of 128 x 128 pixels, and know nothing else.
 
 **For real pictures**, with SDXL or any checkpoint made from it:
 - replace *Tiny SDXL*, *MiniLM Text Encoder* and *Load VAE* by one *Load Checkpoint*
