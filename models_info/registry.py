@@ -79,6 +79,13 @@ def _tiny(name: str, folder: str, purpose: str) -> ModelFile:
     )
 
 
+def _trained_lora(name: str, purpose: str) -> ModelFile:
+    """One for the embedded default's FLUX."""
+    return ModelFile(
+        name, "loras", purpose, "this pack's models_info/weights folder (it comes with the pack)", "GPL-3.0-or-later"
+    )
+
+
 MINILM = ModelFile(
     name="all-MiniLM-L6-v2",
     folder=SENTENCE_MODELS,
@@ -110,6 +117,8 @@ TINY_DAM = _tiny("ensemble_tiny_dam.safetensors", DAM_ADAPTERS, "trying DAM with
 TINY_SDXL = _tiny("ensemble_tiny_sdxl.safetensors", "diffusion_models", "trying the SDXL workflows without a GPU")
 TINY_SDXL_VAE = _tiny("ensemble_tiny_sdxl_vae.safetensors", "vae", "trying the SDXL workflows without a GPU")
 TINY_CONTROLNET = _tiny("ensemble_tiny_controlnet.safetensors", "controlnet", "trying the SDXL workflows without a GPU")
+TINY_ASTRA_LORA = _trained_lora("ensemble_tiny_astra_lora.safetensors", "trying ASTRA without a GPU")
+TINY_ONE_FOR_ALL_LORA = _trained_lora("ensemble_tiny_one_for_all_lora.safetensors", "trying One-for-All without a GPU")
 TINY_ANYSTORY = _tiny("ensemble_tiny_anystory.safetensors", ANYSTORY_NETWORKS, "trying AnyStory without a GPU")
 SAM_VIT_B = ModelFile(
     name="sam_vit_b_01ec64.pth",
@@ -253,6 +262,8 @@ MODEL_FILES = (
     TINY_SDXL,
     TINY_SDXL_VAE,
     TINY_CONTROLNET,
+    TINY_ASTRA_LORA,
+    TINY_ONE_FOR_ALL_LORA,
     TINY_ANYSTORY,
     SAM_VIT_B,
     SAM_VIT_L,

@@ -20,8 +20,8 @@ class FluxConfig(TrainingConfig):
         timestep_shift: how noise levels, which are logit-normal, are shifted towards noise: the more the larger the picture is, as
             FLUX.1's own sampler does; by the model's fixed shift; or not at all.
         pose_line_width: half the thickness of a limb on pose maps, in pixels; use the same on Render Pose.
-        reference_dropout: share of samples that learn without their references; `condition_dropout` is that without caption.
-        pose_dropout: share of samples that learn without their pose map.
+        reference_dropout: share of batches that learn without their references; `condition_dropout` is of samples without caption.
+        pose_dropout: share of batches that learn without their pose maps.
         picture_steps: of sample pictures.
         picture_guidance: what the model is told for them.
     """

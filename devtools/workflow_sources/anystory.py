@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from devtools.workflow_forms import Link, Node, Note, Workflow
-from devtools.workflow_sources.common import TINY_SDXL_NOTE, sdxl_sampling, subject, text, tiny_sdxl_models
+from devtools.workflow_sources.common import SIDE, TINY_SDXL_NOTE, sdxl_sampling, subject, text, tiny_sdxl_models
 from devtools.workflow_sources.seal import cache
 
 ANYSTORY_NOTE = (
     TINY_SDXL_NOTE
     + "- *Load CLIP Vision* (ViT-H/14) instead of *Tiny CLIP Vision*\n"
-    + "- a trained AnyStory file in `models/ensemble_anystory`; the tiny one is untrained\n"
+    + "- an AnyStory file for SDXL in `models/ensemble_anystory`\n"
 )
-SIZE = (512, 384)
+SIZE = (SIDE, SIDE)
 
 
 def encoded_cast(columns: tuple[int, int]) -> list[Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devtools.workflow_forms import Link, Node, Note, Workflow
-from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, sampling, subject, tiny_models
+from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, lora, sampling, subject, tiny_models
 
 PROMPT = "a woman in a red striped shirt and blue trousers and a man in a green t-shirt and white trousers shaking hands, in a park"
 
@@ -139,7 +139,8 @@ ASTRA_MULTI_SUBJECT = Workflow(
                 "reference_size": REFERENCE,
             },
         ),
-        Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
+        lora(4, "unet", "ensemble_tiny_astra_lora.safetensors"),
+        Node("europe", "EnsembleEURoPE", 4, {"model": Link("lora"), "layout": Link("references", 1)}),
         Node(
             "dsm",
             "EnsembleDSM",
@@ -163,10 +164,8 @@ ASTRA_MULTI_SUBJECT = Workflow(
             """**Everybody has an own pose**: the first pose of *Lay Out Poses* belongs to the first subject of the cast, and so on.
 Connect *boxes* to say where each one stands.
 
-**DSM** tells the words of the prompt who is meant. The tiny adapter is untrained, which means that it changes nothing; a
-trained one belongs in `models/ensemble_dsm`.
-
-A LoRA that was trained together with an adapter goes through the stock *LoraLoaderModelOnly*, before *EURoPE Positions*.""",
+**DSM** tells the words of the prompt who is meant. It was trained together with the LoRA in *Load LoRA*, which is ComfyUI's own
+node: use both or neither.""",
             320,
         ),
     ],

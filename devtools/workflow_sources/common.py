@@ -45,6 +45,11 @@ def tiny_models(column: int) -> list[Node]:
     ]
 
 
+def lora(column: int, model: str, name: str) -> Node:
+    """A trained LoRA on the model."""
+    return Node("lora", "LoraLoaderModelOnly", column, {"model": Link(model), "lora_name": name})
+
+
 def sampling(column: int, model: str, positive: Link, size: tuple[int, int], prefix: str) -> list[Node]:
     """Empty latent, sampler, decoder and saved picture; FLUX needs no negative prompt, so cfg is 1."""
     return [

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from devtools.workflow_forms import Link, Node, Note, Workflow
-from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, sampling, subject, tiny_models
+from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, lora, sampling, subject, tiny_models
 
 KONTEXT_NOTE = (
     TINY_NOTE.replace("with FLUX.1 dev", "with FLUX.1 Kontext dev").replace("flux1-dev", "flux1-kontext-dev")
-    + "- the LoRA of One-for-All through *LoraLoaderModelOnly*, and its DAM file in *Load DAM*\n"
+    + "- the LoRA of One-for-All in *Load LoRA*, and its DAM file in *Load DAM*\n"
 )
 
 FACE = ("face", "ensemble_face.png", "a woman with red hair", "face")
@@ -52,9 +52,10 @@ def prompt_and_references(cast: str, prompt: str, pose_image: Link | None = None
 
 
 def positions_and_temperature(model: str) -> list[Node]:
-    """Condition positions, then DAM."""
+    """The LoRA, condition positions, then DAM."""
     return [
-        Node("positions", "EnsembleConditionPositions", 3, {"model": Link(model), "layout": Link("references", 1)}),
+        lora(3, model, "ensemble_tiny_one_for_all_lora.safetensors"),
+        Node("positions", "EnsembleConditionPositions", 3, {"model": Link("lora"), "layout": Link("references", 1)}),
         Node("dam", "EnsembleDAM", 3, {"model": Link("positions"), "dam": Link("adapter")}),
         Node("guidance", "FluxGuidance", 3, {"conditioning": Link("references"), "guidance": 6.0}),
     ]
@@ -96,8 +97,7 @@ what was found.
 **scheme** on *Condition Positions*: the rows of the paper's ablation. **item_anchor**: the equation as printed, or the middle of
 the item's place.
 
-**DAM** sharpens or softens what each part of the picture looks at. The tiny one is untrained: it changes nothing, and the maps
-with and without it are equal.
+**DAM** sharpens or softens what each part of the picture looks at; **strength** 0 shows the picture without it.
 
 Paper: One-for-All, multi-subject customisation from single-subject examples.""",
             360,

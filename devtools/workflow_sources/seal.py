@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from devtools.workflow_forms import Link, Node, Note, Workflow
-from devtools.workflow_sources.common import TINY_SDXL_NOTE, decoded, sdxl_sampling, text, tiny_sdxl_models
+from devtools.workflow_sources.common import SIDE, TINY_SDXL_NOTE, decoded, sdxl_sampling, text, tiny_sdxl_models
 
-SIZE = (384, 512)  # the sample pictures' own
+SIZE = PAIR = (SIDE, SIDE)
 CONTROL_NOTE = (
     TINY_SDXL_NOTE + "- a ControlNet of SDXL for poses in *Load ControlNet Model*, for example xinsir's openpose one\n"
 )
@@ -59,6 +59,7 @@ def cache(name: str, column: int, prompt: Link, image: Link, mask: Link) -> Node
         "image": image,
         "mask": mask,
         "timesteps": 4,
+        "max_megapixels": SIDE * SIDE / 1e6,  # sees the picture as large as it draws
     }
     return Node(f"cache_{name}", "EnsembleAppearanceCache", column, inputs, title=f"Appearance of {name}")
 
@@ -137,7 +138,6 @@ Paper: SeAl, semantic alignment for pose-invariant identity.""",
     ],
 )
 
-PAIR = (512, 384)
 HALF = PAIR[0] // 2
 
 

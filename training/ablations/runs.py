@@ -13,7 +13,7 @@ def run_settings(steps: int, seed: int) -> dict[str, Any]:
         "run": "ablation",
         "steps": steps,
         "seed": seed,
-        "precision": "fp32",
+        "precision": "bf16",
         "save_every": max(1, steps // CHECKPOINTS),
         "keep": 1,
         "workers": 1,
