@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..flux_config import FIXED
 from ..one_for_all import OneForAllConfig, one_for_all
 from .flux_study import FluxStudy
 from .models import Models
@@ -22,6 +23,7 @@ SETTINGS = {
     "dam_width": 32,
     "pose_maps": True,
     "pose_line_width": 2,
+    "timestep_shift": FIXED,  # most of a small picture is decided at high noise
 }
 
 
