@@ -54,6 +54,7 @@ HIDDEN = 256  # two heads of FLUX's 128
 CONTEXT = 384  # all-MiniLM-L6-v2
 LATENT_CHANNELS = 16
 SDXL_LATENT_CHANNELS = 4
+NEAR_ZERO = 0.02
 
 FLUX_CONFIG = {
     "in_channels": LATENT_CHANNELS,
@@ -130,10 +131,18 @@ def tiny_sdxl_vae(seed: int) -> dict[str, torch.Tensor]:
 
 
 def tiny_controlnet(seed: int) -> dict[str, torch.Tensor]:
-    """Random weights of a ControlNet for the tiny SDXL, in the published file's key names."""
+    """Random weights of a ControlNet for the tiny SDXL, in the published file's key names.
+
+    A ControlNet's training begins with outputs of zero (Zhang et al. 2023, "zero convolutions"). These are near it, so that the
+    trained U-Net's picture stays whole, and not at it, so that it can be seen to be there.
+    """
     config = {name: value for name, value in _SDXL.items() if name not in ("out_channels", "transformer_depth_output")}
     network = comfy.cldm.cldm.ControlNet(hint_channels=3, operations=comfy.ops.disable_weight_init, **config)
-    return _random_weights(network, seed)
+    weights = _random_weights(network, seed)
+    return {
+        name: value * NEAR_ZERO if name.startswith(("zero_convs", "middle_block_out")) else value
+        for name, value in weights.items()
+    }
 
 
 def tiny_vision(seed: int) -> dict[str, torch.Tensor]:
