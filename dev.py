@@ -247,7 +247,7 @@ def demo(arguments: list[str], verbose: bool) -> int:
     command += [] if setting.accelerator else ["--cpu"]
     status = run(command, setting)
     if status == 0:
-        say("The embedded weights are random, so the picture is noise; FLUX's own weights in their place show people.")
+        say("The embedded FLUX draws puppets, 128 pixels wide; FLUX.1's own weights in its place draw people.")
     return status
 
 
@@ -332,7 +332,7 @@ def test(arguments: list[str], verbose: bool) -> int:
 def run_all_tests(setting: Setting) -> int:
     """Every test, in as many processes as there are processors; the tests' models are too small for threads."""
     processes = min(TEST_PROCESSES, os.cpu_count() or 1)
-    command = setting.python_command(["-m", "pytest", "-n", str(processes), "--dist", "worksteal"])
+    command = setting.python_command(["-m", "pytest", "-n", str(processes), "--dist", "worksteal", "--durations", "25"])
     return run(command, setting, cwd=REPOSITORY, environment={"OMP_NUM_THREADS": "1"})
 
 

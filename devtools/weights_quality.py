@@ -1,0 +1,95 @@
+"""How good the trained tiny models are, on puppets and poses that none of them has seen; the figures of their card.
+
+python dev.py python -m devtools.weights_quality [--scenes 24] [--sheet docs/tiny_flux.jpg]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+
+import comfyui_ensemble.training  # noqa: F401 (tells the host that there may be no accelerator)
+import numpy as np
+import torch
+from comfy.sd import VAE
+from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_SDXL_VAE, TINY_VAE, TRAINED, ModelFile
+from comfyui_ensemble.training.ablations.worlds import Case, Sizes, World
+from comfyui_ensemble.training.encoding import keep_nothing
+from comfyui_ensemble.training.flux_base import FluxBase, FluxBaseConfig
+from comfyui_ensemble.training.flux_setup import flux_encoders
+from comfyui_ensemble.training.flux_task import Absent
+from comfyui_ensemble.training.model import TrainableModel
+from comfyui_ensemble.training.models import MINILM, load_clip, load_flux, load_vae
+from comfyui_ensemble.training.puppets import PuppetMeasures, measure
+from PIL import Image
+
+STEPS = 20
+SHOWN, COLUMNS = 8, 2
+NAMES = [field.name for field in fields(PuppetMeasures)]
+
+
+def weights(entry: ModelFile) -> Path:
+    """The file that comes with the pack."""
+    return TRAINED / entry.folder / entry.name
+
+
+def rebuilt(vae: VAE, picture: torch.Tensor) -> torch.Tensor:
+    """A picture (H, W, 3) that went through an autoencoder."""
+    return vae.decode(vae.encode(picture[None]))[0, ..., :3].clamp(0, 1)
+
+
+def psnr(vae: VAE, cases: Sequence[Case]) -> float:
+    """Peak signal-to-noise ratio of the cases' pictures, a mean, dB."""
+    errors = [(rebuilt(vae, case.sample.target) - case.sample.target).square().mean() for case in cases]
+    return float(np.mean([-10 * np.log10(float(error)) for error in errors]))
+
+
+def means(pictures: Sequence[np.ndarray], cases: Sequence[Case]) -> list[float]:
+    """Every measure over all puppets of the pictures."""
+    found = [each for picture, case in zip(pictures, cases, strict=True) for each in measure(picture, case.scene)]
+    return np.nanmean([astuple(each) for each in found], axis=0).tolist()
+
+
+def sheet(pictures: Sequence[np.ndarray], cases: Sequence[Case]) -> Image.Image:
+    """References, the truth, and what was drawn of it, case by case."""
+    tiles = []
+    for picture, case in zip(pictures, cases, strict=True):
+        references = np.concatenate([subject.reference.numpy() for subject in case.sample.subjects])
+        tiles.append(np.concatenate([references, case.sample.target.numpy(), picture], axis=1))
+    rows = [np.concatenate(tiles[first : first + COLUMNS], axis=1) for first in range(0, len(tiles), COLUMNS)]
+    pixels = (np.concatenate(rows) * 255).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).resize((2 * pixels.shape[1], 2 * pixels.shape[0]), Image.Resampling.LANCZOS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", type=int, default=24, help="held-out pictures of two puppets each")
+    parser.add_argument("--sheet", type=Path, help="write what the FLUX drew, beside references and truth")
+    chosen = parser.parse_args()
+    cases = World(Sizes(scenes=chosen.scenes), "people", people=(2, 2), tested=(2, 2)).cases
+    vae = load_vae(weights(TINY_VAE))
+    flux = load_flux(weights(TINY_FLUX))
+    encoders = flux_encoders(flux, vae, load_clip([MINILM], flux=True), None, keep_nothing)
+    settings = FluxBaseConfig(picture_guidance=1.0, picture_steps=STEPS, pose_line_width=2)
+    task = FluxBase(TrainableModel(flux, "frozen"), encoders, settings)
+    with torch.no_grad():
+        for entry, network in ((TINY_VAE, vae), (TINY_SDXL_VAE, load_vae(weights(TINY_SDXL_VAE)))):
+            print(f"{entry.name}: {psnr(network, cases):.1f} dB")
+        drawn = [encoders.decode(task.draw(task.encode(case.sample, Absent()))).numpy() for case in cases]
+        through = [rebuilt(vae, case.sample.target).numpy() for case in cases]
+    print(f"\n| | {' | '.join(NAMES)} |\n|{'---|' * (len(NAMES) + 1)}")
+    others = [*drawn[1:], drawn[0]]
+    for name, pictures in (
+        ("drawn by the FLUX", drawn),
+        ("drawn for another scene", others),
+        ("the truth through the autoencoder", through),
+    ):
+        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in means(pictures, cases))} |")
+    if chosen.sheet is not None:
+        sheet(drawn[:SHOWN], cases[:SHOWN]).save(chosen.sheet, quality=90)
+
+
+if __name__ == "__main__":
+    main()
