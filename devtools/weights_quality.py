@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
-import comfyui_ensemble.training  # noqa: F401 (tells the host that there may be no accelerator)
 import numpy as np
 import torch
 from comfy.sd import VAE
+from PIL import Image
+
+import comfyui_ensemble.training  # noqa: F401 (tells the host that there may be no accelerator)
 from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_SDXL_VAE, TINY_VAE, TRAINED, ModelFile
 from comfyui_ensemble.training.ablations.worlds import Case, Sizes, World
 from comfyui_ensemble.training.encoding import keep_nothing
@@ -23,7 +25,6 @@ from comfyui_ensemble.training.flux_task import Absent
 from comfyui_ensemble.training.model import TrainableModel
 from comfyui_ensemble.training.models import MINILM, load_clip, load_flux, load_vae
 from comfyui_ensemble.training.puppets import PuppetMeasures, measure
-from PIL import Image
 
 STEPS = 20
 SHOWN, COLUMNS = 8, 2
