@@ -9,10 +9,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from comfy.sd import VAE
 from PIL import Image
 
 import comfyui_ensemble.training  # noqa: F401 (tells the host that there may be no accelerator)
@@ -25,6 +25,9 @@ from comfyui_ensemble.training.flux_task import Absent
 from comfyui_ensemble.training.model import TrainableModel
 from comfyui_ensemble.training.models import MINILM, load_clip, load_flux, load_vae
 from comfyui_ensemble.training.puppets import PuppetMeasures, measure
+
+if TYPE_CHECKING:
+    from comfy.sd import VAE
 
 STEPS = 20
 SHOWN, COLUMNS = 8, 2
