@@ -32,6 +32,10 @@ TOLERATED = {"memory": 24.0, "handles": 2.0, "threads": 2.0}
 PRODUCTS = ("models/", "output/ensemble_training/", f"output/{REPORT}")
 
 
+# Of pictures by their type, in the data folder; the host makes a folder of its own in the one it is given for previews.
+FOLDERS = {"input": "input", "output": "output", "temp": "temp/temp"}
+
+
 @dataclass
 class Soak:
     """What a soak found.
@@ -116,7 +120,7 @@ def _outputs(server: SandboxServer, prompt_id: str, title: str, soak: Soak) -> s
     written = set()
     for entry in history["outputs"].values():
         for picture in entry.get("images", ()):
-            folder = server.data / picture["type"]
+            folder = server.data / FOLDERS[picture["type"]]
             path = folder / picture["subfolder"] / picture["filename"]
             written.add(path)
             if picture["type"] == "output":

@@ -16,7 +16,6 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
         Node("sheet", "EnsembleCastSheet", 1, {"cast": Link("subject_bruno")}),
         Node("show_sheet", "PreviewImage", 1, {"images": Link("sheet")}, title="The cast"),
         Node("prompt", "PrimitiveStringMultiline", 2, {"value": PROMPT}, title="Prompt"),
-        Node("query", "EnsemblePromptNormalizer", 2, {"prompt": Link("prompt")}),
         Node("database", "EnsemblePoseDatabaseLoader", 2),
         Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("query")}),
         Node("show_match", "PreviewAny", 2, {"source": Link("retrieve", 1)}, title="Matched prompt"),
@@ -47,6 +46,7 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
         Node("guidance", "FluxGuidance", 4, {"conditioning": Link("references")}),
         Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
         *sampling(5, "europe", Link("guidance"), (SIDE, SIDE), "ensemble/astra"),
+        Node("query", "EnsemblePromptNormalizer", 2, {"prompt": Link("prompt")}),
     ],
     notes=[
         Note(3, "Which models", TINY_NOTE, 420),

@@ -7,6 +7,7 @@ from devtools.workflow_sources.astra import PROMPT
 from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, sampling, subject, tiny_models
 
 SIZE = (SIDE, SIDE)
+ACTION = "two people shaking hands"
 
 EVALUATE_PICTURES = Workflow(
     name="evaluate_pictures",
@@ -16,14 +17,13 @@ EVALUATE_PICTURES = Workflow(
         *subject(2, "ensemble_bruno.png", "bruno", "a man in a green t-shirt and white trousers", "alice"),
         Node("both", "ImageBatch", 1, {"image1": Link("load_alice"), "image2": Link("load_bruno")}, title="References"),
         Node("prompt", "PrimitiveStringMultiline", 2, {"value": PROMPT}, title="Prompt"),
-        Node("query", "EnsemblePromptNormalizer", 2, {"prompt": Link("prompt")}),
         Node("database", "EnsemblePoseDatabaseLoader", 2),
-        Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": Link("query")}),
+        Node("retrieve", "EnsemblePoseRetriever", 2, {"pose_db": Link("database"), "prompt": ACTION}),
         Node(
             "found",
             "EnsemblePoseRetriever",
             2,
-            {"pose_db": Link("database"), "prompt": Link("query"), "rank": 2},
+            {"pose_db": Link("database"), "prompt": ACTION, "rank": 2},
             title="Stands for a detector",
         ),
         Node(

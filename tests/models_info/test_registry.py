@@ -15,6 +15,7 @@ from comfyui_ensemble.models_info.registry import (
     POSE_DATABASES,
     TINY_FLUX,
     TINY_VAE,
+    TRAINED,
     comes_trained,
     find_file,
     list_files,
@@ -44,8 +45,9 @@ def test_trained_models_are_found_after_the_users_own(tmp_path, monkeypatch):
     trained = tmp_path / TINY_VAE.folder / TINY_VAE.name
     with whole_file(trained) as temporary:
         save_file({"a": np.zeros(1)}, temporary)
-    monkeypatch.setattr(registry, "TRAINED", tmp_path)
     paths, endings = folder_paths.folder_names_and_paths[TINY_VAE.folder]
+    paths = [path for path in paths if path != str(TRAINED / TINY_VAE.folder)]  # a pack of other weights
+    monkeypatch.setattr(registry, "TRAINED", tmp_path)
     monkeypatch.setitem(folder_paths.folder_names_and_paths, TINY_VAE.folder, ([*paths], endings))
     assert comes_trained(TINY_VAE) and not comes_trained(TINY_FLUX)
     register_folders()
