@@ -93,11 +93,13 @@ def test_refused_before_the_run(server: ComfyServer, prompt, sentence):
 
 
 def test_an_empty_prompt_that_comes_by_a_link(server: ComfyServer):
-    check_failure(
-        server,
-        changed("PrimitiveStringMultiline", value=""),
-        "Retrieve Pose, prompt: it is empty; write what the people do.",
-    )
+    prompt = changed("PrimitiveStringMultiline", value="")
+    check_failure(server, prompt, "Normalize Prompt, prompt: it is empty; write what the people do.")
+    written = next(key for key, node in prompt.items() if node["class_type"] == "PrimitiveStringMultiline")
+    for node in prompt.values():
+        if node["class_type"] == "EnsemblePoseRetriever":
+            node["inputs"]["prompt"] = [written, 0]
+    check_failure(server, prompt, "Retrieve Pose, prompt: it is empty; write what the people do.")
 
 
 def test_a_mask_of_another_size(server: ComfyServer):
@@ -108,7 +110,7 @@ def test_a_mask_of_another_size(server: ComfyServer):
 
 def test_references_larger_than_the_canvas(server: ComfyServer):
     sentence = (
-        "EURoPE: the reference of 'alice' (32 x 32 tokens) is larger than the canvas (16 x 16);"
+        "EURoPE: the reference of 'alice' (32 x 32 tokens) is larger than the canvas (8 x 8);"
         " lower reference_size on Reference Latents or enlarge the latent."
     )
     check_failure(server, changed("EnsembleReferenceLatents", reference_size=512), sentence)
