@@ -64,7 +64,7 @@ def test_a_mistake_is_shown_in_words(server: ComfyServer, page: Page):
     page.evaluate("app.graph.nodes.find(n => n.type == 'PrimitiveStringMultiline').widgets[0].value = ' '")
     run_until(page, "execution_error")
     page.get_by_text("View details").first.click()
-    sentence = "comfyui_ensemble.InputError: Retrieve Pose, prompt: it is empty; write what the people do."
+    sentence = "comfyui_ensemble.InputError: Normalize Prompt, prompt: it is empty; write what the people do."
     expect(page.get_by_text(sentence).first).to_be_visible(timeout=10_000)
 
 
