@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 import comfyui_ensemble.training  # noqa: F401 (tells the host that there may be no accelerator)
-from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_SDXL_VAE, TINY_VAE, TRAINED, ModelFile
+from comfyui_ensemble.models_info.registry import TINY_SDXL_VAE, TINY_VAE
+from comfyui_ensemble.training.ablations.models import Models
 from comfyui_ensemble.training.ablations.worlds import Case, Sizes, World
 from comfyui_ensemble.training.encoding import keep_nothing
 from comfyui_ensemble.training.flux_base import FluxBase, FluxBaseConfig
 from comfyui_ensemble.training.flux_setup import flux_encoders
 from comfyui_ensemble.training.flux_task import Absent
 from comfyui_ensemble.training.model import TrainableModel
-from comfyui_ensemble.training.models import MINILM, load_clip, load_flux, load_vae
 from comfyui_ensemble.training.puppets import PuppetMeasures, measure
 
 if TYPE_CHECKING:
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 STEPS = 20
 SHOWN, COLUMNS = 8, 2
 NAMES = [field.name for field in fields(PuppetMeasures)]
-
-
-def weights(entry: ModelFile) -> Path:
-    """The file that comes with the pack."""
-    return TRAINED / entry.folder / entry.name
 
 
 def rebuilt(vae: VAE, picture: torch.Tensor) -> torch.Tensor:
@@ -73,16 +68,15 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write what the FLUX drew, beside references and truth")
     chosen = parser.parse_args()
     cases = World(Sizes(scenes=chosen.scenes), "people", people=(2, 2), tested=(2, 2)).cases
-    vae = load_vae(weights(TINY_VAE))
-    flux = load_flux(weights(TINY_FLUX))
-    encoders = flux_encoders(flux, vae, load_clip([MINILM], flux=True), None, keep_nothing)
+    models = Models()
+    encoders = flux_encoders(models.flux, models.vae, models.clip, None, keep_nothing)
     settings = FluxBaseConfig(picture_guidance=1.0, picture_steps=STEPS, pose_line_width=2)
-    task = FluxBase(TrainableModel(flux, "frozen"), encoders, settings)
+    task = FluxBase(TrainableModel(models.flux, "frozen"), encoders, settings)
     with torch.no_grad():
-        for entry, network in ((TINY_VAE, vae), (TINY_SDXL_VAE, load_vae(weights(TINY_SDXL_VAE)))):
+        for entry, network in ((TINY_VAE, models.vae), (TINY_SDXL_VAE, models.sdxl_vae)):
             print(f"{entry.name}: {psnr(network, cases):.1f} dB")
         drawn = [encoders.decode(task.draw(task.encode(case.sample, Absent()))).numpy() for case in cases]
-        through = [rebuilt(vae, case.sample.target).numpy() for case in cases]
+        through = [rebuilt(models.vae, case.sample.target).numpy() for case in cases]
     print(f"\n| | {' | '.join(NAMES)} |\n|{'---|' * (len(NAMES) + 1)}")
     others = [*drawn[1:], drawn[0]]
     for name, pictures in (

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from comfy.ldm.flux.layers import timestep_embedding
-from comfy.ldm.flux.model import Flux
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
@@ -90,8 +89,8 @@ class FluxBase(FluxTask):
 
 def deaf_to_guidance(network: torch.nn.Module, guidance: float) -> dict[str, torch.Tensor]:
     """The weights that have to change for a FLUX to answer every guidance as it answers this one, float32 on the CPU."""
-    told: Any = getattr(network, "guidance_in", None)
-    if not isinstance(network, Flux) or isinstance(told, torch.nn.Identity):
+    told: Any = network.guidance_in
+    if isinstance(told, torch.nn.Identity):  # a FLUX that hears none anyway
         return {}
     with torch.no_grad():
         weight = told.out_layer.weight

@@ -18,9 +18,9 @@ def check_same(now: Mapping[str, Any], then: Mapping[str, Any], run: str) -> Non
     remedy = "give this one another name (run), or begin afresh"
     for part, input_name in (("config", "config"), ("task", "model")):
         was, is_ = then.get(part, {}), now[part]
-        for name in sorted(
-            (was.keys() | is_.keys()) - FREE_TO_CHANGE
-        ):  # what an older version wrote may have some of these
+        # A setting that is free now may not have been when an older version wrote the checkpoint.
+        free = FREE_TO_CHANGE if part == "config" else frozenset()
+        for name in sorted((was.keys() | is_.keys()) - free):
             if was.get(name) != is_.get(name):
                 difference = f"{name} {was.get(name)}, not {is_.get(name)}"
                 raise TrainingError(f"there is a run '{run}' already, with {difference}; {remedy}", input_name)

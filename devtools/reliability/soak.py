@@ -30,8 +30,6 @@ JOB_SECONDS = 300
 TOLERATED = {"memory": 24.0, "handles": 2.0, "threads": 2.0}
 # What a workflow may leave in the data folder besides its pictures, under its own name: weights, databases, runs, reports.
 PRODUCTS = ("models/", "output/ensemble_training/", f"output/{REPORT}")
-
-
 # Of pictures by their type, in the data folder; the host makes a folder of its own in the one it is given for previews.
 FOLDERS = {"input": "input", "output": "output", "temp": "temp/temp"}
 
