@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from .codes import Quantizer, code_products, part_products
-from .index import RECALL, turned_away
+from .index import RECALL, reads_enough, sample_queries
 
 LEAST_VISITS = 4
 CANDIDATES = (32, 64, 128, 256, 512, 1024)
@@ -103,7 +103,7 @@ def tune(lists: Lists, blocks: Callable[[], Iterable[np.ndarray]], fetch: Fetch,
     """How many lists to read and how many candidates to compare.
 
     `RECALL` of sample queries must find the best entry, and of their best `NEIGHBOURS` entries `RECALL_OF_NEIGHBOURS` must be
-    found.
+    found; but no search reads more than `MOST_READ` entries' codes.
 
     Args:
         blocks: all embeddings, (n_i, width) float32, in order, anew at every call.
@@ -111,7 +111,7 @@ def tune(lists: Lists, blocks: Callable[[], Iterable[np.ndarray]], fetch: Fetch,
     rng = np.random.default_rng(seed)
     total = len(lists.entries)
     chosen = np.sort(rng.choice(total, min(SAMPLES, total), replace=False))
-    queries = turned_away(fetch(chosen), rng)
+    queries = sample_queries(fetch(chosen), rng)
     best = exact_best(queries, blocks(), min(NEIGHBOURS, total))
     visits = LEAST_VISITS
     while True:
@@ -120,9 +120,15 @@ def tune(lists: Lists, blocks: Callable[[], Iterable[np.ndarray]], fetch: Fetch,
             found = ranks < candidates
             if found[:, 0].mean() >= RECALL and found.mean() >= RECALL_OF_NEIGHBOURS:
                 return visits, candidates
-        if visits >= len(lists.quantizer.centres):
-            return visits, CANDIDATES[-1]
+        if visits >= len(lists.quantizer.centres) or reads_enough(visits, len(lists.quantizer.centres), total):
+            return visits, _enough_candidates(ranks)
         visits *= 2
+
+
+def _enough_candidates(ranks: np.ndarray) -> int:
+    """The fewest that find `RECALL_OF_NEIGHBOURS` of what the most would find."""
+    shares = np.array([(ranks < candidates).mean() for candidates in CANDIDATES])
+    return CANDIDATES[int(np.argmax(shares >= RECALL_OF_NEIGHBOURS * shares[-1]))]
 
 
 def exact_best(queries: np.ndarray, blocks: Iterable[np.ndarray], count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ a reporting half, on which every figure is taken.
 
     python -m comfyui_ensemble.pose_db.evaluate --out FOLDER
     python -m comfyui_ensemble.pose_db.evaluate --index-entries 1000000 --out FOLDER
+    python -m comfyui_ensemble.pose_db.evaluate --lists --out FOLDER
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..models_info.files import whole_file
 from .database import load_database
-from .encoder import bundled_minilm_folder
-from .index import build_list_index, embeddings_checksum, load_list_index, save_list_index
+from .encoder import SentenceEncoder, bundled_minilm_folder
+from .index import ListIndex, build_list_index, embeddings_checksum, load_list_index, sample_queries, save_list_index
 from .normalizer import normalize_by_rules
 from .retriever import DEFAULT_THRESHOLD, PoseRetriever
 from .synthetic import SyntheticEmbeddings
@@ -227,6 +229,31 @@ def measure_index(count: int, folder: Path, queries: int = 1000) -> dict[str, fl
     }
 
 
+def measure_lists(vectors: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+    """How often an inverted file finds the best entry, for prompts and for what stands for them while it is built.
+
+    Args:
+        vectors, prompts: embeddings of entries and of prompts, (n, 384) and (m, 384).
+
+    Returns:
+        "chosen", how many lists a search reads, and for each power of two the two shares found.
+    """
+    index, rng = build_list_index(vectors), np.random.default_rng(1)
+    chosen, found = index.visits, {}
+    samples = sample_queries(vectors[rng.choice(len(vectors), 1000)], rng)
+    for power in range(2, len(index.centres).bit_length()):
+        index.visits = 2**power
+        found[index.visits] = {"prompts": share_found(index, vectors, prompts)}
+        found[index.visits]["samples"] = share_found(index, vectors, samples)
+    return {"lists": len(index.centres), "chosen": chosen, "found": found}
+
+
+def share_found(index: ListIndex, vectors: np.ndarray, queries: np.ndarray) -> float:
+    """The share of queries whose best entry the index finds, or one that is as good."""
+    best = np.array([index.search(query, 1)[0][0] for query in queries])
+    return float(np.mean(best >= (queries @ vectors.T).max(axis=1) - 1e-6))
+
+
 def write_json(path: Path, value: dict) -> None:
     """Write `value` as readable JSON, wholly or not at all."""
     with whole_file(path) as temporary:
@@ -239,7 +266,14 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, default=bundled_minilm_folder(), help="the folder of all-MiniLM-L6-v2")
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures (JSON) and the curve (PNG)")
     parser.add_argument("--index-entries", type=int, help="measure the index with this many synthetic entries instead")
+    parser.add_argument("--lists", action="store_true", help="measure the database, however small, as an inverted file")
     arguments = parser.parse_args()
+    if arguments.lists:
+        prompts = SentenceEncoder(arguments.encoder).encode([case.prompt for case in load_held_out() if case.actions])
+        figures = measure_lists(load_database(arguments.database).embeddings, prompts)
+        write_json(arguments.out / "retrieval_lists.json", figures)
+        print(json.dumps(figures, indent=1))  # noqa: T201
+        return
     if arguments.index_entries is not None:
         with tempfile.TemporaryDirectory() as folder:
             figures = measure_index(arguments.index_entries, Path(folder))
