@@ -28,6 +28,7 @@ from comfyui_ensemble.training.vae import fresh_taesd
 
 UNET: dict[str, Any] = {
     **UNET_CONFIG,
+    "model_channels": 32,
     "channel_mult": [1, 2],
     "num_res_blocks": [1, 1],
     "transformer_depth": [0, 1],

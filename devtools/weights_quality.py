@@ -6,6 +6,7 @@ python dev.py python -m devtools.weights_quality [--scenes 24] [--sheet docs/tin
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -16,7 +17,9 @@ import torch
 from PIL import Image
 
 import comfyui_ensemble.training  # noqa: F401 (tells the host that there may be no accelerator)
-from comfyui_ensemble.models_info.registry import TINY_SDXL_VAE, TINY_VAE
+from comfyui_ensemble.attention_patches.anystory_file import load_anystory
+from comfyui_ensemble.models_info.registry import TINY_ANYSTORY, TINY_SDXL_VAE, TINY_VAE
+from comfyui_ensemble.training.ablations.anystory_study import AnyStoryStudy
 from comfyui_ensemble.training.ablations.models import Models
 from comfyui_ensemble.training.ablations.worlds import Case, Sizes, World
 from comfyui_ensemble.training.encoding import keep_nothing
@@ -49,6 +52,21 @@ def means(pictures: Sequence[np.ndarray], cases: Sequence[Case]) -> list[float]:
     """Every measure over all puppets of the pictures."""
     found = [each for picture, case in zip(pictures, cases, strict=True) for each in measure(picture, case.scene)]
     return np.nanmean([astuple(each) for each in found], axis=0).tolist()
+
+
+def subjects_rows(models: Models, scenes: int, folder: Path) -> list[tuple[str, dict[str, float]]]:
+    """What AnyStory adds to the SDXL: pictures from blots of colour and captions that do not say what anybody wears.
+
+    Args:
+        folder: for encodings.
+    """
+    study = AnyStoryStudy(models, Sizes(scenes=scenes, draw_steps=STEPS), folder)
+    trained = load_anystory(models.path(TINY_ANYSTORY))
+    cases, rows = study.cases(), []
+    for name, drawing in (("AnyStory", {}), ("the SDXL alone", {"subjects": False})):
+        found = [study.measure(study.draw(trained, drawing, case, case.number), case) for case in cases]
+        rows.append((name, {key: float(np.nanmean([each[key] for each in found])) for key in found[0]}))
+    return rows
 
 
 def sheet(pictures: Sequence[np.ndarray], cases: Sequence[Case]) -> Image.Image:
@@ -85,6 +103,11 @@ def main() -> None:
         ("the truth through the autoencoder", through),
     ):
         print(f"| {name} | {' | '.join(f'{value:.2f}' for value in means(pictures, cases))} |")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = subjects_rows(models, chosen.scenes, Path(folder))
+    print(f"\n| | {' | '.join(rows[0][1])} |\n|{'---|' * (len(rows[0][1]) + 1)}")
+    for name, found in rows:
+        print(f"| {name} | {' | '.join(f'{found[key]:.2f}' if key in found else '-' for key in rows[0][1])} |")
     if chosen.sheet is not None:
         sheet(drawn[:SHOWN], cases[:SHOWN]).save(chosen.sheet, quality=90)
 

@@ -21,12 +21,12 @@ UNET_CONFIG = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
-    "model_channels": 32,
-    "channel_mult": [1, 2, 2],
+    "model_channels": 64,
+    "channel_mult": [1, 1, 1],
     "num_res_blocks": [2, 2, 2],
-    "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "transformer_depth": [0, 0, 1, 1, 1, 1],
     "transformer_depth_middle": 2,
-    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1],
     "context_dim": WIDTH,
     "adm_in_channels": WIDTH + SIZE_CONDITIONS,
     "num_classes": "sequential",
@@ -40,7 +40,7 @@ HEADS = {"num_heads": -1, "num_head_channels": 32}
 
 
 class TinySDXL(comfy.supported_models.SDXL):
-    """SDXL's entry in the host's list of models, for a U-Net of width 32."""
+    """SDXL's entry in the host's list of models, for a U-Net of width 64."""
 
     unet_config = UNET_CONFIG
     unet_extra_config = HEADS

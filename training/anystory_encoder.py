@@ -36,7 +36,7 @@ from ..attention_patches.unet_layers import attention_layers
 from .anystory_subjects import gather_masks, gather_subjects, require_subjects
 from .anystory_task import OPTIONS, AnyStoryTask, check_models, check_vision
 from .augment import dropped
-from .config import TrainingConfig, at_least, share
+from .config import at_least, share
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
 from .errors import TrainingError
@@ -44,7 +44,7 @@ from .groups import grouped, in_batch_order
 from .randomness import generator
 from .sample import TrainingSample
 from .sdxl_encoding import SDXLEncoders
-from .sdxl_task import check_encoders, diffusion_loss, noisy_rows
+from .sdxl_task import SDXLConfig, check_encoders, diffusion_loss, noisy_rows
 from .task import Prepared
 
 PICTURE, MASKS = "picture", "masks"
@@ -52,7 +52,7 @@ TRAINED = ("encoder", "reference_net", "injection")
 
 
 @dataclass(frozen=True)
-class AnyStoryEncoderConfig(TrainingConfig):
+class AnyStoryEncoderConfig(SDXLConfig):
     """The paper's numbers; where it prints none (widths, steps), a choice of ours.
 
     Attributes:
@@ -122,7 +122,7 @@ class AnyStoryEncoderTask(AnyStoryTask):
         rows = noisy_rows(self.model, batch, positions, self.config.seed)
         assign: Any = GivenMasks(gather_masks(batch, self.device)) if self.settings.regions == MASKS else everywhere
         call = RowCall(self.anystory.injecting.model, self._subjects(batch, positions), assign)
-        return diffusion_loss(self.model, rows, partial(with_rows, call=call))
+        return diffusion_loss(self.model, rows, self.settings, partial(with_rows, call=call))
 
     def _subjects(self, batch: Sequence[Prepared], positions: Sequence[int]) -> RowSubjects:
         seen = gather_subjects(batch, self.zero, self.device)

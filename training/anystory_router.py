@@ -29,7 +29,7 @@ from ..attention_patches.unet_layers import AttentionLayer
 from .anystory_subjects import Subjects, gather_masks, gather_subjects, require_subjects
 from .anystory_task import OPTIONS, AnyStoryTask, check_models
 from .augment import dropped
-from .config import TrainingConfig, at_least
+from .config import at_least
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
 from .errors import TrainingError
@@ -37,14 +37,14 @@ from .groups import grouped, in_batch_order
 from .randomness import generator
 from .sample import TrainingSample
 from .sdxl_encoding import SDXLEncoders
-from .sdxl_task import diffusion_loss, noisy_rows
+from .sdxl_task import SDXLConfig, diffusion_loss, noisy_rows
 from .task import Prepared
 
 TRAINED = ("router_encoder", "routers")
 
 
 @dataclass(frozen=True)
-class AnyStoryRouterConfig(TrainingConfig):
+class AnyStoryRouterConfig(SDXLConfig):
     """The paper's numbers; where it prints none (steps, temperature), a choice of ours.
 
     Attributes:
@@ -123,7 +123,7 @@ class AnyStoryRouterTask(AnyStoryTask):
         seen = gather_subjects(batch, self.zero, self.device)
         routed = self._routed(seen, positions)
         call = RowCall(self.anystory.injecting.model, self._subjects(seen, positions), routed)
-        diffusion = diffusion_loss(self.model, rows, partial(with_rows, call=call))
+        diffusion = diffusion_loss(self.model, rows, self.settings, partial(with_rows, call=call))
         routing, found = self._routing(routed, gather_masks(batch, self.device))
         loss = diffusion + self.settings.routing_weight * routing
         return {"loss": loss, "diffusion": diffusion, "routing": routing, "overlap": found}

@@ -46,6 +46,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, resolution: int, referen
     parser.add_argument(
         "--puppets-kind", choices=KINDS, default=KINDS[0], help="what the subjects of the puppets' pictures are"
     )
+    parser.add_argument("--puppets-without-looks", action="store_true", help="captions say a girl, not what she wears")
     parser.add_argument("--puppets-people", type=int, nargs=2, default=(1, 2), metavar=("FEWEST", "MOST"))
     parser.add_argument("--puppets-count", type=int, help="different pictures of puppets; endless without it")
     parser.add_argument("--puppets-seed", type=int, default=0)
@@ -86,6 +87,7 @@ def _source(chosen: argparse.Namespace) -> Source:
             people=tuple(chosen.puppets_people),
             kind=chosen.puppets_kind,
             count=chosen.puppets_count,
+            looks=not chosen.puppets_without_looks,
         )
         return KeptSamples(puppets, range(len(puppets))) if len(puppets) <= MOST_KEPT else puppets
     path = Path(chosen.data)

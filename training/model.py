@@ -138,8 +138,10 @@ class TrainableModel:
         """x0 (B, C, h, w), in the model's own scale, with noise of the levels sigma (B,), as the model expects it."""
         return self.sampling.noise_scaling(sigma.to(x0), noise.to(x0), x0)
 
-    def loss(self, denoised: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        """The model's own loss, (B,); see `objectives`."""
+    def loss(self, denoised: Tensor, x0: Tensor, sigma: Tensor, min_snr_gamma: float = 0) -> Tensor:
+        """The model's own loss, (B,), or with a gamma above 0 the min-SNR one; see `objectives`."""
+        if min_snr_gamma:
+            return objectives.min_snr_loss(self.objective, denoised, x0, sigma, min_snr_gamma)
         return objectives.loss(self.objective, denoised, x0, sigma)
 
     def sigmas(self, generator: torch.Generator, count: int, tokens: int | None = None) -> Tensor:

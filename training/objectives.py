@@ -57,6 +57,19 @@ def velocity_loss(denoised: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor)
     return _squared_error(denoised, x0) * (1 + 1 / square)
 
 
+def min_snr_loss(
+    kind: str, denoised: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor, gamma: float
+) -> torch.Tensor:
+    """Min-SNR weighting (Hang et al., 2023, section 3.4): min(SNR, gamma) |D - x0|^2, whatever the model predicts.
+
+    SNR is the square of the picture's share in x over the noise's. Beside a noise prediction's own loss, levels of little
+    noise count less, by gamma / SNR: pictures' finest grain no longer outweighs what they show. Shapes as in `flow_loss`.
+    """
+    sigma = sigma.to(denoised)
+    signal = 1 - sigma if kind == FLOW else 1
+    return _squared_error(denoised, x0) * (signal / sigma).square().clamp(max=gamma)
+
+
 def loss(kind: str, denoised: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The loss of a model of one `kind`: FLOW, EPSILON or VELOCITY."""
     return {FLOW: flow_loss, EPSILON: epsilon_loss, VELOCITY: velocity_loss}[kind](denoised, x0, sigma)

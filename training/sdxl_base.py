@@ -14,7 +14,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
 from .augment import dropped
-from .config import TrainingConfig
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
 from .groups import grouped, in_batch_order
@@ -22,14 +21,14 @@ from .model import TrainableModel
 from .sample import TrainingSample
 from .sdxl_encoding import SDXLEncoders
 from .sdxl_picture import sample_picture
-from .sdxl_task import check_encoders, diffusion_loss, noisy_rows, prepare_target
+from .sdxl_task import SDXLConfig, check_encoders, diffusion_loss, noisy_rows, prepare_target
 from .task import Prepared, WeightFile, Weights
 
 FOLDER = "diffusion_models"
 
 
 @dataclass(frozen=True)
-class SDXLBaseConfig(TrainingConfig):
+class SDXLBaseConfig(SDXLConfig):
     """`condition_dropout` is the share of samples without a caption."""
 
     steps: int = 100_000
@@ -70,6 +69,7 @@ class SDXLBaseTask:
             diffusion_loss(
                 self.model,
                 noisy_rows(self.model, [batch[i] for i in group], [positions[i] for i in group], self.config.seed),
+                self.config,
             )
             for group in groups
         ]

@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from ..attention_patches.anystory_call import host_attention
 from ..attention_patches.attention_chain import Attend, add_steps
 from ..attention_patches.unet_layers import attention_layers
+from .config import TrainingConfig, at_least
 from .errors import TrainingError
 from .model import TrainableModel
 from .randomness import generator
@@ -29,6 +30,21 @@ from .text_padding import pad_texts, padding_mask
 
 KEY = "ensemble_unet_text_length"
 FIRST = 0  # rank of a step that stands for the plain attention
+
+
+@dataclass(frozen=True)
+class SDXLConfig(TrainingConfig):
+    """Settings of all trainings on SDXL.
+
+    Attributes:
+        min_snr_gamma: of the min-SNR weighting of noise levels; its paper's is 5. 0 for the model's own loss.
+    """
+
+    min_snr_gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "min_snr_gamma", 0)
 
 
 def prepare_target(model: TrainableModel, encoders: SDXLEncoders, sample: TrainingSample, caption: str) -> Prepared:
@@ -89,15 +105,19 @@ def _options(row: Prepared) -> dict[str, Any]:
 
 
 def diffusion_loss(
-    model: TrainableModel, rows: NoisyRows, patch: Callable[[ModelPatcher], ModelPatcher] = lambda patcher: patcher
+    model: TrainableModel,
+    rows: NoisyRows,
+    config: SDXLConfig,
+    patch: Callable[[ModelPatcher], ModelPatcher] = lambda patcher: patcher,
 ) -> torch.Tensor:
-    """The model's own loss (Eq. 1 of AnyStory for one that predicts noise), (B,).
+    """The model's own loss (Eq. 1 of AnyStory for one that predicts noise), or the one that `config` asks for, (B,).
 
     Args:
         patch: what is applied to the model.
     """
     patched = patch(ignore_padding(model.patcher, rows.lengths))
-    return model.loss(model.predict(rows.x, rows.sigma, rows.conditionings, patched), rows.x0, rows.sigma)
+    denoised = model.predict(rows.x, rows.sigma, rows.conditionings, patched)
+    return model.loss(denoised, rows.x0, rows.sigma, config.min_snr_gamma)
 
 
 def ignore_padding(model: ModelPatcher, lengths: Sequence[int]) -> ModelPatcher:

@@ -120,7 +120,7 @@ def tiny_vae(seed: int) -> dict[str, torch.Tensor]:
 
 
 def tiny_sdxl(seed: int) -> dict[str, torch.Tensor]:
-    """Random weights of SDXL's U-Net at width 32, in the published file's key names."""
+    """Random weights of SDXL's U-Net at width 64, in the published file's key names."""
     unet = comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel
     return _random_weights(unet(operations=comfy.ops.disable_weight_init, **_SDXL), seed)
 

@@ -12,6 +12,10 @@ ANYSTORY_NOTE = (
     + "- an AnyStory file for SDXL in `models/ensemble_anystory`\n"
 )
 SIZE = (SIDE, SIDE)
+PROMPT = (
+    "a woman in a red striped shirt and blue trousers and a man in a green t-shirt and white trousers"
+    " walking on a beach"
+)
 
 
 def encoded_cast(columns: tuple[int, int]) -> list[Node]:
@@ -46,7 +50,7 @@ TWO_SUBJECTS = Workflow(
     columns=("1. Pictures", "2. Cast", "3. Models and text", "4. Subjects", "5. Picture"),
     nodes=[
         *encoded_cast((2, 3)),
-        text("positive", 2, "a woman in a red striped shirt and a man in a green t-shirt walking in a park", "Prompt"),
+        text("positive", 2, PROMPT, "Prompt"),
         text("negative", 2, "blurry", "Negative prompt"),
         ROUTED,
         *sdxl_sampling(4, "routed", Link("positive"), Link("negative"), SIZE, "ensemble/anystory"),
@@ -71,9 +75,7 @@ ROUTING_MAPS = Workflow(
     columns=("1. Pictures", "2. Cast", "3. Models and text", "4. Subjects", "5. Picture", "6. Who is where"),
     nodes=[
         *encoded_cast((2, 3)),
-        text(
-            "positive", 2, "a woman in a red striped shirt and a man in a green t-shirt sitting side by side", "Prompt"
-        ),
+        text("positive", 2, PROMPT, "Prompt"),
         text("negative", 2, "blurry", "Negative prompt"),
         ROUTED,
         *sdxl_sampling(4, "routed", Link("positive"), Link("negative"), SIZE, "ensemble/anystory_maps"),
@@ -105,10 +107,10 @@ one step. The masks go into any node that takes one.
 )
 
 SCENES = (
-    "a woman and a man meeting in front of a theatre",
-    "a woman and a man running through the rain",
-    "a woman and a man drinking tea in a kitchen",
-    "a woman and a man waving from a train window",
+    "a woman and a man meeting on a street",
+    "a woman and a man running in the snow",
+    "a woman and a man drinking tea in a room",
+    "a woman and a man waving on a beach",
 )
 
 STORY = Workflow(
@@ -162,7 +164,7 @@ ROUTES_SEAL = Workflow(
     columns=("1. Pictures", "2. Cast", "3. Models and text", "4. Subjects and appearances", "5. Picture"),
     nodes=[
         *encoded_cast((2, 3)),
-        text("positive", 2, "a woman in a red striped shirt and a man in a green t-shirt walking in a park", "Prompt"),
+        text("positive", 2, PROMPT, "Prompt"),
         text("appearance", 2, "a photo of a person", "What the pictures show"),
         text("negative", 2, "blurry", "Negative prompt"),
         ROUTED,

@@ -64,7 +64,7 @@ def sampling(column: int, model: str, positive: Link, size: tuple[int, int], pre
                 "positive": positive,
                 "negative": Link("negative"),
                 "latent_image": Link("latent"),
-                "seed": 1,
+                "seed": 3,
                 "steps": 20,
                 "cfg": 1.0,
                 "sampler_name": "euler",
@@ -77,7 +77,7 @@ def sampling(column: int, model: str, positive: Link, size: tuple[int, int], pre
 
 
 TINY_SDXL_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine in
-seconds. They were trained for minutes on a CPU, on puppets in pictures of 128 x 128 pixels, and know nothing else.
+seconds. They were trained for an hour on a CPU, on puppets in pictures of 128 x 128 pixels, and know nothing else.
 
 **For real pictures**, with SDXL or any checkpoint made from it:
 - replace *Tiny SDXL*, *MiniLM Text Encoder* and *Load VAE* by one *Load Checkpoint*
@@ -100,7 +100,7 @@ def text(key: str, column: int, words: str | Link, title: str) -> Node:
 
 
 def sdxl_sampling(
-    column: int, model: str, positive: Link, negative: Link, size: tuple[int, int], prefix: str, steps: int = 12
+    column: int, model: str, positive: Link, negative: Link, size: tuple[int, int], prefix: str, steps: int = 20
 ) -> list[Node]:
     """Empty latent, sampler with a negative prompt, decoder and saved picture."""
     return [
@@ -114,9 +114,9 @@ def sdxl_sampling(
                 "positive": positive,
                 "negative": negative,
                 "latent_image": Link("latent"),
-                "seed": 1,
+                "seed": 3,
                 "steps": steps,
-                "cfg": 6.0,
+                "cfg": 4.0,
                 "sampler_name": "euler",
                 "scheduler": "normal",
             },

@@ -494,7 +494,7 @@ def test_a_grid_that_changes_during_the_run(sdxl, layers, make_subjects):
         check_call(call, layers, subjects, BOTH)
     grids = [record.maps[3].shape[2:] for record in maps.recording.find(out)]
     assert grids == [(2, 2), (4, 4)]
-    assert shares(maps.recording.find(out), range(17), 0, 3).shape == (3, 8, 8)
+    assert shares(maps.recording.find(out), range(12), 0, 3).shape == (3, 8, 8)
 
 
 def test_token_merging_spares_sdxls_attention(sdxl, make_subjects):

@@ -186,15 +186,15 @@ def test_training_starts_from_the_base_models_matrices(sdxl):
     injection = AnyStoryInjection(layers, 384, torch.float32, "cpu", comfy.ops.manual_cast)
     injection.load_state_dict(weights)
     assert weights.keys() == fresh_injection(layers, 384, 0).keys()
-    block = unet.output_blocks[1][1].transformer_blocks[1]
+    block = unet.middle_block[1].transformer_blocks[1]
     tokens, hidden = torch.randn(3, 384), torch.randn(3, 64)
-    key, value = injection.subject["output_1_1"](tokens)
+    key, value = injection.subject["middle_0_1"](tokens)
     torch.testing.assert_close(key, block.attn2.to_k(tokens))
     torch.testing.assert_close(value, block.attn2.to_v(tokens))
-    key, value = injection.reference["output_1_1"](hidden)
+    key, value = injection.reference["middle_0_1"](hidden)
     torch.testing.assert_close(key, block.attn1.to_k(hidden))
     torch.testing.assert_close(value, block.attn1.to_v(hidden))
-    weights["subject.output_1_1.to_k.weight"].zero_()
+    weights["subject.middle_0_1.to_k.weight"].zero_()
     assert block.attn2.to_k.weight.any()  # a copy
 
 

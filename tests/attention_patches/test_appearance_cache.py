@@ -88,7 +88,7 @@ def check(network, moment, expected, tokens=slice(None), wrong=1e-4):
 def test_keys_and_values_are_those_of_a_noise_free_forward(sdxl, prompt, size):
     clean, sigmas = latent(*size), sigmas_of(sdxl)
     network = cache_appearance(sdxl, prompt, clean, None, sigmas).network
-    assert network.layers == cached_layers(sdxl.model.diffusion_model) and len(network.layers) == 11
+    assert network.layers == cached_layers(sdxl.model.diffusion_model) and len(network.layers) == 8
     for moment, sigma in enumerate(sigmas):
         timestep = float(sdxl.model.model_sampling.timestep(sigma))
         divisor = math.sqrt(float(sigma) ** 2 + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest.mock import patch
 
 import comfy.controlnet
 import comfy.hooks
@@ -304,11 +305,17 @@ def replaced(kind):
     return apply
 
 
+def freeu(model):
+    """FreeU tells blocks by their width, twice or four times the outermost one's; the tiny U-Net has one width alone."""
+    with patch.dict(model.model.model_config.unet_config, model_channels=32):
+        return FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2)[0]
+
+
 OTHERS = {
     "lora": lora,
     "attn1 replaced": replaced("attn1"),
     "attn2 replaced": replaced("attn2"),
-    "freeu": lambda model: FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2)[0],
+    "freeu": freeu,
     "hypertile": lambda model: HyperTile.execute(model, 32, 2, 2, False)[0],
     "tome": lambda model: TomePatchModel.execute(model, 0.3).args[0],
     "pag": lambda model: PerturbedAttentionGuidance.execute(model, 2.0).args[0],

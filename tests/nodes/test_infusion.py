@@ -134,9 +134,9 @@ def test_maps_of_a_batch(sdxl, sdxl_vae, red, prompts):
     assert image.ndim == 4 and image.shape[0] == 2 and image.shape[-1] == 3
     assert ((image >= 0) & (image <= 1)).all()
     lines = table.splitlines()
-    assert lines[2].startswith("| 1 | middle_0_0 | ") and lines[12].startswith("| 11 | output_5_0 | ")
-    assert len(lines) == 16 + 2 and lines[-1].startswith("| 2 | 100 % | ")  # the first of three steps infuses nothing
-    over, _ = maps(inspection, samples, sdxl_vae.decode(samples["samples"]), 11, 2)
+    assert lines[2].startswith("| 1 | middle_0_0 | ") and lines[9].startswith("| 8 | output_5_0 | ")
+    assert len(lines) == 13 + 2 and lines[-1].startswith("| 2 | 100 % | ")  # the first of three steps infuses nothing
+    over, _ = maps(inspection, samples, sdxl_vae.decode(samples["samples"]), 8, 2)
     assert over.shape == image.shape and not torch.equal(over, image)
 
 
@@ -153,8 +153,8 @@ def test_bad_maps(sdxl, red, prompts):
     samples = sampled(model, prompts)
     assert "samples: nothing was infused when they were made" in message(lambda: maps(InfusionRecording(), samples))
     assert "inspection: it comes from another kind of node" in message(lambda: maps(Recording(), samples))
-    assert "layer: there is no 12, the run infused in 11; choose 1 to 11, or 0 for all" in message(
-        lambda: maps(inspection, samples, layer=12)
+    assert "layer: there is no 9, the run infused in 8; choose 1 to 8, or 0 for all" in message(
+        lambda: maps(inspection, samples, layer=9)
     )
     assert "step: there is no 3" in message(lambda: maps(inspection, samples, step=3))
     assert "image: it holds 2 pictures, the run made 1" in message(

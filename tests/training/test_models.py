@@ -81,7 +81,8 @@ def test_puppets_as_data() -> None:
     assert len(items) == 5 and items.seed == 3
     assert items.load(items.batch(0, 1)[0]).target.shape == (128, 128, 3)
     augmented = load_data(parsed("--data", "puppets"), TrainingConfig(augment_references=True))
-    assert len({plain.identity, items.identity, augmented.identity}) == 3
+    silent = load_data(parsed("--data", "puppets", "--puppets-without-looks"), TrainingConfig(augment_references=False))
+    assert len({each.identity for each in (plain, items, augmented, silent)}) == 4
 
 
 def test_a_manifest_as_data(tmp_path: Path) -> None:

@@ -73,6 +73,33 @@ def test_losses_are_those_of_the_papers(kind, sampling, sigma):
     np.testing.assert_allclose(found.numpy(), by_hand(kind, output, x0, noise, sigma), rtol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "kind, sigma",
+    [
+        (objectives.FLOW, (0.02, 0.5, 1.0)),
+        (objectives.EPSILON, (0.1, 0.5, 14.6)),
+        (objectives.VELOCITY, (0.1, 0.5, 14.6)),
+    ],
+)
+def test_min_snr_is_the_papers(kind, sigma):
+    """Weights of an error in x0, in noise and in v as the paper writes them, for a gamma that some levels reach."""
+    gamma, found = 5.0, []
+    sigmas = torch.tensor(sigma, dtype=torch.float64)
+    denoised, x0 = numbers(0), numbers(1)
+    own = objectives.loss(kind, denoised, x0, sigmas).tolist()
+    for s, loss in zip(sigma, own, strict=True):
+        alpha, std = (1 - s, s) if kind == objectives.FLOW else (1 / math.sqrt(1 + s * s), s / math.sqrt(1 + s * s))
+        snr = (alpha / std) ** 2
+        weight = {
+            objectives.FLOW: min(snr, gamma) * s * s,  # of a velocity n - x0, whose error is an s-th of the error in x0
+            objectives.EPSILON: min(snr, gamma) / snr if snr else 0.0,
+            objectives.VELOCITY: min(snr, gamma) / (snr + 1),
+        }[kind]
+        found.append(weight * loss)
+    said = objectives.min_snr_loss(kind, denoised, x0, sigmas, gamma)
+    np.testing.assert_allclose(said.numpy(), found, rtol=1e-10)
+
+
 @pytest.mark.parametrize("kind", [objectives.FLOW, objectives.EPSILON, objectives.VELOCITY])
 def test_losses_are_per_sample_and_in_the_predictions_precision(kind):
     sigma = torch.tensor([0.3, 0.5, 0.9])

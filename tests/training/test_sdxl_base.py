@@ -13,7 +13,7 @@ from safetensors import safe_open
 from comfyui_ensemble.models_info.tiny_sdxl import load_tiny_sdxl
 from comfyui_ensemble.training.errors import TrainingError
 from comfyui_ensemble.training.sdxl_base import SDXLBaseConfig, SDXLBaseTask, sdxl_base
-from comfyui_ensemble.training.sdxl_task import ignore_padding
+from comfyui_ensemble.training.sdxl_task import ignore_padding, noisy_rows
 from comfyui_ensemble.training.text_padding import pad_texts
 from comfyui_ensemble.training.weights import save_weights
 from devtools.coloured_scenes import QUICK, coloured_data, lively_vae, small_sdxl
@@ -73,6 +73,20 @@ def test_a_samples_loss_is_its_own(make):
         together = losses(task, batch, positions)
         alone = torch.cat([losses(task, [sample], [place]) for sample, place in zip(batch, positions, strict=True)])
     torch.testing.assert_close(together, alone, rtol=2e-5, atol=2e-5)
+
+
+def test_min_snr_weighs_the_levels_of_noise(make):
+    """The loss of this model, which predicts v, min(SNR, gamma) / (SNR + 1) times."""
+    (plain, data), (weighted, _) = make(), make(min_snr_gamma=0.5)
+    batch, positions = prepared_batch(plain, data, 6)
+    sigma = noisy_rows(plain.model, batch, positions, CONFIG.seed).sigma
+    snr = 1 / sigma.square()
+    assert snr.min() < 0.5 < snr.max()
+    with torch.no_grad():
+        found, expected = losses(weighted, batch, positions), losses(plain, batch, positions)
+    torch.testing.assert_close(found, snr.clamp(max=0.5) / (snr + 1) * expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(TrainingError, match="min_snr_gamma is -1; it must be at least 0"):
+        make(min_snr_gamma=-1)
 
 
 def test_padding_is_as_if_it_were_not_there(sdxl, make):

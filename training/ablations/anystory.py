@@ -27,7 +27,8 @@ ABLATION = Ablation(
         Claim(FULL, "trained without ReferenceNet", "identity", said="Figure 2"),
         Claim(FULL, "the base model alone", "identity", said="all figures"),
     ),
-    note="Stage 1 learns from one puppet a picture, stage 2 from two, with the same number of steps each; two a test picture. All"
+    note="Stage 1 learns from one puppet a picture, stage 2 from two, with the same number of steps each; two a test picture."
+    " Captions say what people do and not what they wear: who they are can be seen in their references alone. All"
     " rows start from a picture in which each puppet is a blot of its mean colour on the true background, so that who is"
     " where is known. Without the router every pixel attends to the features of all subjects at once.",
     study=AnyStoryStudy,

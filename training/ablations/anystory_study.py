@@ -34,7 +34,7 @@ from .table import Drawn
 from .unrouted import apply_unrouted
 from .worlds import Case, Sizes, World
 
-SETTINGS = {"batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 20, "schedule": "cosine"}
+SETTINGS = {"batch_size": 4, "learning_rate": 6e-4, "warmup_steps": 20, "schedule": "cosine"}
 NETWORK = {"queries": 16, "qformer_width": 64, "qformer_heads": 4, "qformer_layers": 4, "router_width": 64}
 ETA, GAMMA = 1.0, 0.0
 
@@ -46,7 +46,7 @@ class AnyStoryStudy:
 
     def __init__(self, models: Models, sizes: Sizes, encodings: Path) -> None:
         self.models, self.sizes, self.encodings = models, sizes, encodings
-        self.world = World(sizes, "people", people=(1, 1), tested=(2, 2))
+        self.world = World(sizes, "people", people=(1, 1), tested=(2, 2), looks=False)
 
     @cached_property
     def sources(self) -> tuple[KeptSamples, KeptSamples]:

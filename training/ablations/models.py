@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ...models_info.registry import (
 )
 from ..errors import TrainingError
 from ..models import MINILM, load_clip, load_flux, load_sdxl, load_vae, load_vision
+from ..tiny import write_tiny_models
 
 RANDOM = "ensemble_seed"  # metadata of weights that nobody trained
 USED = {
@@ -60,7 +62,8 @@ class Models:
         elif comes_trained(entry):
             found = TRAINED / entry.folder / entry.name
         else:
-            found = find_file(entry.folder, entry.name)
+            written = Path(self._untrained.name) / entry.folder / entry.name
+            found = find_file(entry.folder, entry.name) or (written if written.is_file() else None)
         if found is None:
             raise TrainingError(
                 f"{entry.folder}/{entry.name} is missing: --models-dir must be a folder with the tiny models; get them with"
@@ -79,6 +82,13 @@ class Models:
     def are_random(self, kind: str) -> bool:
         """Whether the diffusion model or its VAE is an untrained one of `training.tiny`."""
         return any(_metadata(self.path(entry)).get(RANDOM) is not None for entry in USED[kind][:2])
+
+    @cached_property
+    def _untrained(self) -> tempfile.TemporaryDirectory[str]:
+        """Tiny models that do not come trained: their seed is always the same, and so are their weights."""
+        folder = tempfile.TemporaryDirectory()
+        write_tiny_models(Path(folder.name), only_untrained=True)
+        return folder
 
     @cached_property
     def flux(self) -> ModelPatcher:

@@ -73,6 +73,7 @@ class World:
         tested: the same of a test picture.
         categories: of the subjects of a test picture; empty for all.
         fewest: subjects that a test picture has.
+        looks: whether captions say what people wear.
     """
 
     sizes: Sizes
@@ -81,6 +82,7 @@ class World:
     tested: tuple[int, int]
     categories: tuple[str, ...] = ()
     fewest: int = 1
+    looks: bool = True
 
     @cached_property
     def cases(self) -> tuple[Case, ...]:
@@ -111,7 +113,13 @@ class World:
     def _source(self, seed: int, people: tuple[int, int], identities: tuple[int, int] = (0, 1_000_000)) -> PuppetSource:
         side = self.sizes.resolution
         return PuppetSource(
-            seed, (side, side), self.sizes.reference, people=people, kind=self.kind, identities=identities
+            seed,
+            (side, side),
+            self.sizes.reference,
+            people=people,
+            kind=self.kind,
+            identities=identities,
+            looks=self.looks,
         )
 
 

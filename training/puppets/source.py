@@ -42,6 +42,8 @@ class PuppetSource:
         kind: ``people``: every subject is a whole puppet; ``items``: every subject is one thing of a puppet.
         count: how many samples there are; None for as good as endless.
         identities: puppets have numbers from the first of these to below the second.
+        looks: whether captions and descriptions of people say what they wear; otherwise "a girl" is all, and who she is
+            can be seen in her reference alone.
 
     Raises:
         TrainingError: a setting makes no sense; one sentence.
@@ -56,6 +58,7 @@ class PuppetSource:
         kind: str = "people",
         count: int | None = None,
         identities: tuple[int, int] = (0, IDENTITIES),
+        looks: bool = True,
     ) -> None:
         if kind not in KINDS:
             raise TrainingError(f"the puppets' kind is '{kind}'; choose one of {', '.join(KINDS)}", "data")
@@ -73,7 +76,9 @@ class PuppetSource:
             )
         self.seed, self.size, self.reference_size, self.people = seed, size, reference_size, people
         self.kind, self.count, self.identities = kind, ENDLESS if count is None else count, identities
+        self.looks = looks
         made_from = [VERSION, seed, size, reference_size, people, kind, self.count, identities, bundled().info]
+        made_from += [] if looks else ["no looks"]
         self.identity = f"puppets-{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}"
 
     def __len__(self) -> int:
@@ -113,7 +118,7 @@ class PuppetSource:
         ground, place_words = background(dice.below(BACKGROUNDS), width, height)
         scene = draw_scene(puppets, people, ground, sizes)
         if self.kind == "people":
-            words = [person_words(one, number) for one in puppets]
+            words = [person_words(one, number) if self.looks else f"a {one.kind}" for one in puppets]
             subjects = [(index, "person", text) for index, text in enumerate(words)]
         else:
             words, subjects = things(dice, scene)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from comfyui_ensemble.training.ablations import budget, command
 from comfyui_ensemble.training.ablations.budget import Cost, share_out
+from comfyui_ensemble.training.ablations.models import USED, Models
 from comfyui_ensemble.training.ablations.results import Plan, Store
 from comfyui_ensemble.training.ablations.table import ABLATIONS, Ablation, find_ablation
 from comfyui_ensemble.training.errors import TrainingError
@@ -204,3 +205,11 @@ def test_too_short_a_time_says_how_much_it_takes() -> None:
         share_out(costs, 2.0, seeds=3, scenes=12)
     least = float(str(e.value).split("give at least ")[1].split(",")[0])
     assert share_out(costs, least + 1, seeds=3, scenes=12)[0] >= 10
+
+
+def test_the_packs_own_models_are_whole_in_a_fresh_clone():
+    """The ones that come untrained are in no models folder of the host's; they are the same wherever they are written."""
+    entries = {entry for used in USED.values() for entry in used}
+    first, second = Models(), Models()
+    assert all(first.path(entry).is_file() for entry in entries)
+    assert {kind: first.identity(kind) for kind in USED} == {kind: second.identity(kind) for kind in USED}

@@ -61,7 +61,7 @@ def test_a_sample_is_the_same_in_another_process() -> None:
 
 def test_the_identity_changes_with_every_setting() -> None:
     settings: list[dict[str, Any]] = [{}, {"seed": 1}, {"size": (96, 128)}, {"reference_size": 32}, {"people": (2, 2)}]
-    settings += [{"kind": "items"}, {"count": 10}, {"identities": (0, 50)}]
+    settings += [{"kind": "items"}, {"count": 10}, {"identities": (0, 50)}, {"looks": False}]
     assert len({PuppetSource(**setting).identity for setting in settings}) == len(settings)
     assert PuppetSource().identity == PuppetSource().identity
 
@@ -132,6 +132,18 @@ def test_descriptions_stand_in_the_caption_word_for_word(kind: str) -> None:
             assert description in sample.caption
         names = {subject.name: subject.description for subject in sample.subjects}
         assert sorted(found.name for found in find_descriptions(sample.caption, names, [])) == sorted(names)
+
+
+def test_without_looks_nothing_but_words_differs() -> None:
+    plain, full = PuppetSource(4, people=(1, 3), looks=False), PuppetSource(4, people=(1, 3))
+    for index in range(20):
+        told, silent = full.sample(index), plain.sample(index)
+        assert torch.equal(told.target, silent.target)
+        assert [each.description for each in silent.subjects] == [f"a {one.kind}" for one in full.scene(index).puppets]
+        assert all(each.description in silent.caption for each in silent.subjects)
+        worn = {item.kind for one in full.scene(index).puppets for item in (one.upper, one.lower, one.hat) if item}
+        assert any(kind in told.caption for kind in worn)
+        assert not any(kind in silent.caption for kind in worn)
 
 
 def test_captions_are_short() -> None:
