@@ -18,6 +18,7 @@ from safetensors import safe_open
 from comfyui_ensemble.models_info.registry import BUNDLED_POSES, MODEL_FILES, TRAINED, find_file
 from comfyui_ensemble.pose_db.database import load_database
 from comfyui_ensemble.training.puppets import Puppet, PuppetMeasures, background, draw_scene, measure, people_in
+from comfyui_ensemble.training.puppets.identity import COLOURS
 from comfyui_ensemble.training.tiny import write_tiny_models
 from devtools.demo import pictures, texts
 from devtools.sample_images import ALICE, BRUNO
@@ -97,3 +98,28 @@ def test_the_demo_shows_the_cast_in_the_pose(stranger: ComfyServer):
 
 def mean(found: list[PuppetMeasures], name: str) -> float:
     return float(np.mean([getattr(each, name) for each in found]))
+
+
+def test_anystory_brings_its_casts_colours(stranger: ComfyServer):
+    """From a prompt that says nothing of them: Alice's red shirt and Bruno's green one, which the SDXL alone draws less of."""
+    prompt = json.loads((WORKFLOWS / "api" / "anystory_two_subjects.json").read_text(encoding="utf-8"))
+    words = next(node for node in prompt.values() if node["_meta"]["title"] == "Prompt")
+    words["inputs"]["text"] = "a woman and a man waving on a beach"
+    sampler = next(node for node in prompt.values() if node["class_type"] == "KSampler")
+    routed = sampler["inputs"]["model"]
+    alone = prompt[routed[0]]["inputs"]["model"]
+    shares = []
+    for model in (routed, alone):
+        sampler["inputs"]["model"] = model
+        for seed in SEEDS:
+            sampler["inputs"]["seed"] = seed
+            (file,) = pictures(stranger.run(prompt), stranger.data / "output")
+            picture = np.asarray(Image.open(file).convert("RGB")).astype(float)
+            shares.append([near(picture, COLOURS[each.upper.colour]) for each in (ALICE, BRUNO)])
+    with_them, without = np.reshape(shares, (2, len(SEEDS), 2)).mean(axis=1)
+    assert (with_them > without).all() and with_them.sum() > 1.5 * without.sum()
+
+
+def near(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
+    """The share of a picture's pixels that have about this colour."""
+    return float((np.linalg.norm(picture - colour, axis=-1) < 80).mean())
