@@ -29,7 +29,7 @@ def sample(sdxl, clip):
 def test_is_sdxl_to_the_host(sdxl):
     assert isinstance(sdxl.model, comfy.model_base.SDXL)
     assert isinstance(sdxl.model.model_sampling, comfy.model_sampling.EPS)
-    assert sum(value.numel() for value in sdxl.model.diffusion_model.parameters()) == 3_987_076
+    assert sum(value.numel() for value in sdxl.model.diffusion_model.parameters()) == 4_319_812
 
 
 def test_every_weight_of_the_file_is_used(sdxl, tiny_models):
