@@ -16,12 +16,12 @@ PROMISED_IMPORT = 0.3  # seconds
 PROMISED_START = 3.0  # seconds
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# The host is in memory before a pack is; only what the pack itself adds counts.
+# The host, its server included, is in memory before a pack is; only what the pack itself adds counts.
 _IMPORT = """
 import time
 import comfy.options; comfy.options.enable_args_parsing(False)
 import comfyui_ensemble.training
-import comfy.sd, nodes, comfy_api.latest, asyncio
+import asyncio, comfy.sd, comfy_api.latest, execution, server, nodes
 started = time.perf_counter()
 import comfyui_ensemble
 extension = comfyui_ensemble.comfy_entrypoint()
