@@ -64,7 +64,7 @@ def sampling(column: int, model: str, positive: Link, size: tuple[int, int], pre
                 "positive": positive,
                 "negative": Link("negative"),
                 "latent_image": Link("latent"),
-                "seed": 3,
+                "seed": 1,
                 "steps": 20,
                 "cfg": 1.0,
                 "sampler_name": "euler",
@@ -100,7 +100,7 @@ def text(key: str, column: int, words: str | Link, title: str) -> Node:
 
 
 def sdxl_sampling(
-    column: int, model: str, positive: Link, negative: Link, size: tuple[int, int], prefix: str, steps: int = 20
+    column: int, model: str, positive: Link, negative: Link, size: tuple[int, int], prefix: str
 ) -> list[Node]:
     """Empty latent, sampler with a negative prompt, decoder and saved picture."""
     return [
@@ -115,7 +115,7 @@ def sdxl_sampling(
                 "negative": negative,
                 "latent_image": Link("latent"),
                 "seed": 3,
-                "steps": steps,
+                "steps": 20,
                 "cfg": 4.0,
                 "sampler_name": "euler",
                 "scheduler": "normal",
