@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
-from dataclasses import astuple, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,13 @@ from comfyui_ensemble.training.flux_base import FluxBase, FluxBaseConfig
 from comfyui_ensemble.training.flux_setup import flux_encoders
 from comfyui_ensemble.training.flux_task import Absent
 from comfyui_ensemble.training.model import TrainableModel
-from comfyui_ensemble.training.puppets import PuppetMeasures, measure
+from comfyui_ensemble.training.puppets import measure
 
 if TYPE_CHECKING:
     from comfy.sd import VAE
 
 STEPS = 20
 SHOWN, COLUMNS = 8, 2
-NAMES = [field.name for field in fields(PuppetMeasures)]
 
 
 def rebuilt(vae: VAE, picture: torch.Tensor) -> torch.Tensor:
@@ -48,10 +47,23 @@ def psnr(vae: VAE, cases: Sequence[Case]) -> float:
     return float(np.mean([-10 * np.log10(float(error)) for error in errors]))
 
 
-def means(pictures: Sequence[np.ndarray], cases: Sequence[Case]) -> list[float]:
-    """Every measure over all puppets of the pictures."""
+def means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of every measure."""
+    return {name: float(np.nanmean([each[name] for each in found])) for name in found[0]}
+
+
+def measures(pictures: Sequence[np.ndarray], cases: Sequence[Case]) -> dict[str, float]:
+    """Means over all puppets of the pictures."""
     found = [each for picture, case in zip(pictures, cases, strict=True) for each in measure(picture, case.scene)]
-    return np.nanmean([astuple(each) for each in found], axis=0).tolist()
+    return means([asdict(each) for each in found])
+
+
+def show(rows: Sequence[tuple[str, Mapping[str, float]]]) -> None:
+    """A table in Markdown; the first row has every measure."""
+    names = list(rows[0][1])
+    print(f"\n| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for title, found in rows:
+        print(f"| {title} | {' | '.join(f'{found[name]:.2f}' if name in found else '-' for name in names)} |")
 
 
 def subjects_rows(models: Models, scenes: int, folder: Path) -> list[tuple[str, dict[str, float]]]:
@@ -65,7 +77,7 @@ def subjects_rows(models: Models, scenes: int, folder: Path) -> list[tuple[str, 
     cases, rows = study.cases(), []
     for name, drawing in (("AnyStory", {}), ("the SDXL alone", {"subjects": False})):
         found = [study.measure(study.draw(trained, drawing, case, case.number), case) for case in cases]
-        rows.append((name, {key: float(np.nanmean([each[key] for each in found])) for key in found[0]}))
+        rows.append((name, means(found)))
     return rows
 
 
@@ -95,19 +107,14 @@ def main() -> None:
             print(f"{entry.name}: {psnr(network, cases):.1f} dB")
         drawn = [encoders.decode(task.draw(task.encode(case.sample, Absent()))).numpy() for case in cases]
         through = [rebuilt(models.vae, case.sample.target).numpy() for case in cases]
-    print(f"\n| | {' | '.join(NAMES)} |\n|{'---|' * (len(NAMES) + 1)}")
-    others = [*drawn[1:], drawn[0]]
-    for name, pictures in (
-        ("drawn by the FLUX", drawn),
-        ("drawn for another scene", others),
-        ("the truth through the autoencoder", through),
-    ):
-        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in means(pictures, cases))} |")
+    shown = {
+        "drawn by the FLUX": drawn,
+        "drawn for another scene": [*drawn[1:], drawn[0]],
+        "the truth through the autoencoder": through,
+    }
+    show([(name, measures(pictures, cases)) for name, pictures in shown.items()])
     with tempfile.TemporaryDirectory() as folder:
-        rows = subjects_rows(models, chosen.scenes, Path(folder))
-    print(f"\n| | {' | '.join(rows[0][1])} |\n|{'---|' * (len(rows[0][1]) + 1)}")
-    for name, found in rows:
-        print(f"| {name} | {' | '.join(f'{found[key]:.2f}' if key in found else '-' for key in rows[0][1])} |")
+        show(subjects_rows(models, chosen.scenes, Path(folder)))
     if chosen.sheet is not None:
         sheet(drawn[:SHOWN], cases[:SHOWN]).save(chosen.sheet, quality=90)
 

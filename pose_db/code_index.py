@@ -120,7 +120,9 @@ def tune(lists: Lists, blocks: Callable[[], Iterable[np.ndarray]], fetch: Fetch,
             found = ranks < candidates
             if found[:, 0].mean() >= RECALL and found.mean() >= RECALL_OF_NEIGHBOURS:
                 return visits, candidates
-        if visits >= len(lists.quantizer.centres) or reads_enough(visits, len(lists.quantizer.centres), total):
+        if visits >= len(lists.quantizer.centres):
+            return visits, CANDIDATES[-1]
+        if reads_enough(visits, len(lists.quantizer.centres), total):
             return visits, _enough_candidates(ranks)
         visits *= 2
 

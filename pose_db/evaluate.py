@@ -26,7 +26,14 @@ from PIL import Image, ImageDraw, ImageFont
 from ..models_info.files import whole_file
 from .database import load_database
 from .encoder import SentenceEncoder, bundled_minilm_folder
-from .index import ListIndex, build_list_index, embeddings_checksum, load_list_index, sample_queries, save_list_index
+from .index import (
+    build_list_index,
+    embeddings_checksum,
+    load_list_index,
+    sample_queries,
+    save_list_index,
+    share_found,
+)
 from .normalizer import normalize_by_rules
 from .retriever import DEFAULT_THRESHOLD, PoseRetriever
 from .synthetic import SyntheticEmbeddings
@@ -240,18 +247,12 @@ def measure_lists(vectors: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     """
     index, rng = build_list_index(vectors), np.random.default_rng(1)
     chosen, found = index.visits, {}
-    samples = sample_queries(vectors[rng.choice(len(vectors), 1000)], rng)
+    asked = {"prompts": prompts, "samples": sample_queries(vectors[rng.choice(len(vectors), 1000)], rng)}
+    best = {name: (queries @ vectors.T).max(axis=1) for name, queries in asked.items()}
     for power in range(2, len(index.centres).bit_length()):
         index.visits = 2**power
-        found[index.visits] = {"prompts": share_found(index, vectors, prompts)}
-        found[index.visits]["samples"] = share_found(index, vectors, samples)
+        found[index.visits] = {name: share_found(index, queries, best[name]) for name, queries in asked.items()}
     return {"lists": len(index.centres), "chosen": chosen, "found": found}
-
-
-def share_found(index: ListIndex, vectors: np.ndarray, queries: np.ndarray) -> float:
-    """The share of queries whose best entry the index finds, or one that is as good."""
-    best = np.array([index.search(query, 1)[0][0] for query in queries])
-    return float(np.mean(best >= (queries @ vectors.T).max(axis=1) - 1e-6))
 
 
 def write_json(path: Path, value: dict) -> None:

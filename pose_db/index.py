@@ -170,12 +170,18 @@ def _needed_visits(tensors: dict[str, np.ndarray], vectors: np.ndarray, seed: in
     truth = faiss.knn(queries, vectors, 1, metric=faiss.METRIC_INNER_PRODUCT)[0][:, 0]
     visits, lists = 4, len(tensors["centres"])
     while visits < lists:
-        index = ListIndex(tensors, visits)
-        found = np.array([index.search(query, 1)[0][0] for query in queries])
-        if np.mean(found >= truth - 1e-6) >= RECALL or reads_enough(visits, lists, len(vectors)):
+        if share_found(ListIndex(tensors, visits), queries, truth) >= RECALL or reads_enough(
+            visits, lists, len(vectors)
+        ):
             return visits
         visits *= 2
     return lists
+
+
+def share_found(index: Index, queries: np.ndarray, best: np.ndarray) -> float:
+    """The share of queries, (n, width), for which the index finds an entry with the score `best`, (n,), of the exact search."""
+    found = np.array([index.search(query, 1)[0][0] for query in queries])
+    return float(np.mean(found >= best - 1e-6))
 
 
 def reads_enough(visits: int, lists: int, entries: int) -> bool:

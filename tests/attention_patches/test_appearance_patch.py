@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from typing import Any
-from unittest.mock import patch
 
 import comfy.controlnet
 import comfy.hooks
@@ -307,7 +306,8 @@ def replaced(kind):
 
 def freeu(model):
     """FreeU tells blocks by their width, twice or four times the outermost one's; the tiny U-Net has one width alone."""
-    with patch.dict(model.model.model_config.unet_config, model_channels=32):
+    with pytest.MonkeyPatch.context() as config:
+        config.setitem(model.model.model_config.unet_config, "model_channels", 32)
         return FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2)[0]
 
 

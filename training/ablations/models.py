@@ -62,8 +62,7 @@ class Models:
         elif comes_trained(entry):
             found = TRAINED / entry.folder / entry.name
         else:
-            written = Path(self._untrained.name) / entry.folder / entry.name
-            found = find_file(entry.folder, entry.name) or (written if written.is_file() else None)
+            found = find_file(entry.folder, entry.name) or Path(self._untrained.name) / entry.folder / entry.name
         if found is None:
             raise TrainingError(
                 f"{entry.folder}/{entry.name} is missing: --models-dir must be a folder with the tiny models; get them with"
