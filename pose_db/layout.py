@@ -8,6 +8,7 @@ and Motor Control of Human Movement", fig. 4.1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,20 +86,30 @@ def stature(body: np.ndarray) -> float:
     high quantile of them is taken; not the highest, which a single bad keypoint could make.
     """
     seen = shown(body, BODY)
+    points, sure = body[:, :2].tolist(), seen.tolist()
     estimates = [
-        float(np.linalg.norm(body[start, :2] - body[end, :2])) / share
-        for start, end, share in _SEGMENTS
-        if seen[start] and seen[end]
+        math.dist(points[start], points[end]) / share for start, end, share in _SEGMENTS if sure[start] and sure[end]
     ]
     if not estimates:  # a head alone: take what there is
         estimates = [float(np.ptp(body[seen, :2], axis=0).max())]
-    return max(float(np.quantile(estimates, 0.75)), 1.0)
+    return max(_upper_quartile(estimates), 1.0)
+
+
+def _upper_quartile(values: list[float]) -> float:
+    """As `numpy.quantile(values, 0.75)`, which takes twenty times as long for a handful of numbers."""
+    ordered, place = sorted(values), 0.75 * (len(values) - 1)
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low + (place % 1) * (high - low)
 
 
 def group_of(frame: PoseFrame) -> Group | None:
     """A frame's people as one group, or None where nobody is in it; raises as `read_people` does."""
     canvas = np.array([frame["canvas_width"], frame["canvas_height"]])
-    people = [moved(person, canvas, np.zeros(2)) for person in read_people(frame)]
+    return group_of_people([moved(person, canvas, np.zeros(2)) for person in read_people(frame)])
+
+
+def group_of_people(people: Sequence[Person]) -> Group | None:
+    """People in pixels of one canvas as one group, or None where nobody of them is seen."""
     people = [person for person in people if shown(person[BODY], BODY).any()]
     if not people:
         return None

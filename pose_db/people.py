@@ -22,6 +22,8 @@ HAND_KEYPOINTS = 21
 MIN_CONFIDENCE = 0.3  # from here on a keypoint counts as seen, as in the host's own pose drawing
 HIDDEN_SHARE = 0.5  # of it, for joints of trunk and limbs: estimators find them behind something too, less surely
 _HEAD = [KEYPOINT_INDEX[name] for name in ("nose", "right_eye", "left_eye", "right_ear", "left_ear")]
+_BODY_SHARES = np.full(len(KEYPOINTS), HIDDEN_SHARE)
+_BODY_SHARES[_HEAD] = 1.0
 
 Person = dict[str, np.ndarray]  # (K, 3) per part: x, y and confidence
 
@@ -98,10 +100,7 @@ def shown(values: np.ndarray, part: str, min_confidence: float = MIN_CONFIDENCE)
     Joints of trunk and limbs need only half the confidence. Like OpenPose, which learned it from COCO's labels, this
     draws an arm behind the back, but no face on the back of a head.
     """
-    needed = np.full(len(values), min_confidence)
-    if part == BODY:
-        needed *= HIDDEN_SHARE
-        needed[_HEAD] = min_confidence
+    needed = min_confidence * _BODY_SHARES if part == BODY else min_confidence
     return (values[:, 2] > 0) & (values[:, 2] >= needed)
 
 

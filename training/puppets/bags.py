@@ -24,10 +24,10 @@ def bag_before(puppet: Puppet, shape: Figure) -> list[Mark]:
         return _backpack(bag, shape) if shape.back else _straps(bag, shape)
     if bag.kind == "shoulder bag":
         first, _, _, fourth = shape.trunk
-        strap = Mark(np.stack([first, fourth]), "bag", bag.rgb, Way.LINE, 0.035 * shape.size)
+        strap = Mark(np.array([first, fourth]), "bag", bag.rgb, Way.LINE, 0.035 * shape.size)
         return [strap, *_pouch(bag, shape, fourth, fourth - first, 0.09)]
-    hand = shape.joints[WRISTS[1]] + (0, 0.13 * shape.size)
-    return _pouch(bag, shape, hand, np.array([0.0, 1.0]), 0.1)
+    hand = shape.joints[WRISTS[1]] + 0.13j * shape.size
+    return _pouch(bag, shape, hand, 1j, 0.1)
 
 
 def _straps(bag: Item, shape: Figure) -> list[Mark]:
@@ -36,7 +36,7 @@ def _straps(bag: Item, shape: Figure) -> list[Mark]:
     marks = []
     for start, end in ((first, third), (second, fourth)):
         start, end = top + 0.62 * (start - top), bottom + 0.72 * (end - bottom)
-        line = np.stack([start, start + 0.7 * (end - start)])
+        line = np.array([start, start + 0.7 * (end - start)])
         marks.append(Mark(line, "bag", bag.rgb, Way.LINE, 0.04 * shape.size))
     return marks
 
@@ -44,9 +44,9 @@ def _straps(bag: Item, shape: Figure) -> list[Mark]:
 def _backpack(bag: Item, shape: Figure) -> list[Mark]:
     top, bottom = (shape.trunk[0] + shape.trunk[1]) / 2, (shape.trunk[2] + shape.trunk[3]) / 2
     down = _unit(bottom - top)
-    length = max(float(np.hypot(*(bottom - top))), 0.2 * shape.size)
-    wide = float(np.hypot(*(shape.trunk[1] - shape.trunk[0]))) / 2
-    half = np.array([-down[1], down[0]]) * (wide if shape.back else wide + 0.06 * shape.size)
+    length = max(abs(bottom - top), 0.2 * shape.size)
+    wide = abs(shape.trunk[1] - shape.trunk[0]) / 2
+    half = 1j * down * (wide if shape.back else wide + 0.06 * shape.size)
     middle = (top + bottom) / 2 - (0.0 if shape.back else 0.11 * shape.size * shape.yaw) * shape.right
     top, bottom = middle - 0.5 * length * down, middle + 0.38 * length * down
     below = top + 0.1 * length * down
@@ -59,29 +59,20 @@ def _backpack(bag: Item, shape: Figure) -> list[Mark]:
     return marks
 
 
-def _pouch(bag: Item, shape: Figure, middle: np.ndarray, down: np.ndarray, half: float) -> list[Mark]:
+def _pouch(bag: Item, shape: Figure, middle: complex, down: complex, half: float) -> list[Mark]:
     """A bag with a flap, its middle at `middle`."""
     tall = half * shape.size * _unit(down)
-    across = np.array([-tall[1], tall[0]])
+    across = 1j * tall
     high, low = middle - 0.7 * tall, middle + 0.9 * tall
-    flap = middle + 0.1 * tall
+    fold = middle + 0.1 * tall
     marks = []
     if bag.kind == "handbag":
-        handle = np.stack([high - 0.5 * across, middle - 1.5 * tall, high + 0.5 * across])
+        handle = np.array([high - 0.5 * across, middle - 1.5 * tall, high + 0.5 * across])
         marks.append(Mark(handle, "bag", bag.rgb, Way.LINE, 0.025 * shape.size))
-    marks += outlined(
-        np.array([high - across, high + across, low + 1.15 * across, low - 1.15 * across]), "bag", bag.rgb, shape.size
-    )
-    marks.append(
-        Mark(
-            np.array([high - across, high + across, flap + 0.8 * across, flap - 0.8 * across]),
-            "bag",
-            bag.second_rgb,
-            Way.CONVEX,
-        )
-    )
-    return marks
+    body = np.array([high - across, high + across, low + 1.15 * across, low - 1.15 * across])
+    flap = np.array([high - across, high + across, fold + 0.8 * across, fold - 0.8 * across])
+    return [*marks, *outlined(body, "bag", bag.rgb, shape.size), Mark(flap, "bag", bag.second_rgb, Way.CONVEX)]
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.hypot(*vector)), 1e-6)
+def _unit(vector: complex) -> complex:
+    return vector / max(abs(vector), 1e-6)

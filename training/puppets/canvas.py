@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Mark(NamedTuple):
     """One thing to draw.
 
     Attributes:
-        points: (n, 2), for `Way.AREAS` (polygons, n, 2), in pixels of the picture.
+        points: (n,) complex, for `Way.AREAS` (polygons, n), in pixels of the picture.
         part: a name of `PARTS`.
         thickness: of lines, pixels of the picture.
         bone: name and side of the bone it is drawn on, see `Figure.limbs`; None for all else.
@@ -52,6 +53,7 @@ class Mark(NamedTuple):
     bone: tuple[str, int] | None = None
 
 
+@lru_cache(maxsize=256)
 def shaded(colour: Colour) -> Colour:
     """A colour's dark edge."""
     red, green, blue = colour
@@ -59,7 +61,7 @@ def shaded(colour: Colour) -> Colour:
 
 
 def outlined(points: np.ndarray, part: str, colour: Colour, size: float, way: Way = Way.CONVEX) -> list[Mark]:
-    """A polygon (n, 2) with a dark edge, for a puppet of stature `size`."""
+    """A polygon (n,) with a dark edge, for a puppet of stature `size`."""
     return [edge(points, part, colour, size), Mark(points, part, colour, way)]
 
 
@@ -83,23 +85,23 @@ class Canvas:
 
     def draw(self, marks: Sequence[Mark], person: int = 1) -> None:
         """Draw marks of puppet number `person`, counted from 1."""
-        import cv2
+        from cv2 import LINE_8, fillConvexPoly, fillPoly, polylines
 
         inks, numbers, points, start = self._inks, self._numbers, _fixed(marks), 0
         for mark in marks:
-            _, part, colour, way, thickness, _ = mark
-            stop = start + mark.points.size // 2
+            own_points, part, colour, way, thickness, _ = mark
+            stop = start + own_points.size
             own, start = points[start:stop], stop
             ink = numbers.setdefault((person, part, colour), len(numbers) + 1)
             if way is Way.CONVEX:
-                cv2.fillConvexPoly(inks, own, ink, cv2.LINE_8, FRACTION)
+                fillConvexPoly(inks, own, ink, LINE_8, FRACTION)
             elif way is Way.AREA:
-                cv2.fillPoly(inks, [own], ink, cv2.LINE_8, FRACTION)
+                fillPoly(inks, [own], ink, LINE_8, FRACTION)
             elif way is Way.AREAS:
-                cv2.fillPoly(inks, list(own.reshape(mark.points.shape)), ink, cv2.LINE_8, FRACTION)
+                fillPoly(inks, list(own.reshape(*own_points.shape, 2)), ink, LINE_8, FRACTION)
             else:
                 wide = max(1, round(FINER * thickness))
-                cv2.polylines(inks, [own], way is Way.RING, ink, wide, cv2.LINE_8, FRACTION)
+                polylines(inks, [own], way is Way.RING, ink, wide, LINE_8, FRACTION)
         if len(numbers) > _MAX_INKS:
             raise ValueError(f"more than {_MAX_INKS} colours in one picture of puppets; draw fewer puppets")
 
@@ -133,7 +135,7 @@ class Canvas:
 
 def _fixed(marks: Sequence[Mark]) -> np.ndarray:
     """All marks' points, one after the other, as OpenCV's fixed-point numbers (n, 2) int32."""
-    points = np.concatenate([mark[0].reshape(-1, 2) for mark in marks])
+    points = np.concatenate([mark[0] if mark[0].ndim == 1 else mark[0].ravel() for mark in marks])
     scale = FINER << FRACTION
     # The middle of a pixel is a whole number in both sizes.
-    return np.rint(points * scale + (scale - (1 << FRACTION)) / 2).astype(np.int32)
+    return np.rint(points.view(np.float64).reshape(-1, 2) * scale + (scale - (1 << FRACTION)) / 2).astype(np.int32)

@@ -10,21 +10,21 @@ _CIRCLE = np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.p
 
 
 def spots(pattern: str, corners: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The second colour's polygons (spots, points, 2) on a part of `rows` by `columns` cells.
+    """The second colour's polygons, (spots, points) complex, on a part of `rows` by `columns` cells.
 
     Args:
         pattern: ``striped``, ``checked`` or ``dotted``.
-        corners: (4, 2), both edges of the part at its start, then both at its end.
+        corners: (4,) complex, both edges of the part at its start, then both at its end.
     """
     return _weights(pattern, rows, columns) @ corners
 
 
 @lru_cache(maxsize=256)
 def _weights(pattern: str, rows: int, columns: int) -> np.ndarray:
-    """Every spot as corner weights (spots, points, 4): u runs along the part, v across."""
+    """Every spot as corner weights (spots, points, 4), complex as the corners are: u runs along the part, v across."""
     shapes = {"striped": _stripes, "checked": _checks, "dotted": _dots}[pattern](rows, columns)
     u, v = shapes.clip(0, 1)[..., 0], shapes.clip(0, 1)[..., 1]
-    return np.stack([(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v], axis=-1)
+    return np.stack([(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v], axis=-1).astype(np.complex128)
 
 
 def _box(u0: float, u1: float, v0: float, v1: float) -> list[tuple[float, float]]:

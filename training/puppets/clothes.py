@@ -8,7 +8,7 @@ import numpy as np
 
 from .canvas import Mark, Way, edge, outlined, shaded
 from .cloth import spots
-from .figure import BONE, HIPS, KNEES, NECK, Figure
+from .figure import BONE, HIPS, KNEES, NECK, Figure, dot
 from .identity import Colour, Item, Puppet
 
 # Rows and columns of a pattern on each part: as many as fit its length when nothing foreshortens it.
@@ -35,7 +35,7 @@ def cloth(
     way: Way = Way.CONVEX,
     bone: tuple[str, int] | None = None,
 ) -> list[Mark]:
-    """A piece of cloth (n, 2) with its pattern, without an edge."""
+    """A piece of cloth (n,) with its pattern, without an edge."""
     marks = [Mark(points, part, item.rgb, way, 0.0, bone)]
     if item.pattern != "plain":
         marks.append(Mark(spots(item.pattern, corners, *_CELLS[name]), part, item.second_rgb, Way.AREAS, 0.0, bone))
@@ -74,22 +74,17 @@ def arm(puppet: Puppet, shape: Figure, side: int) -> list[Mark]:
 
 def legs(puppet: Puppet, shape: Figure) -> list[Mark]:
     """Both legs with shoes, and skirt or seat of the trousers."""
-    knees = shape.joints[KNEES]
-    order = sorted((0, 1), key=lambda side: (not shape.hidden_leg[side], knees[side][1]))
+    joints = shape.joints
+    knees, hips = [joints[knee] for knee in KNEES], [joints[hip] for hip in HIPS]
+    order = sorted((0, 1), key=lambda side: (not shape.hidden_leg[side], knees[side].imag))
     marks = [mark for side in order for mark in _leg(puppet, shape, side)]
     lower = puppet.lower
     if lower is not None and lower.kind == "skirt":
         marks += _skirt(shape, lower, "lower", 0.62, "skirt")
     elif lower is not None:
-        hips = shape.joints[HIPS]
-        marks.append(
-            Mark(
-                _around(np.concatenate([hips, hips + 0.18 * (knees - hips)]), 0.066 * puppet.girth * shape.size),
-                "lower",
-                lower.rgb,
-                Way.CONVEX,
-            )
-        )
+        middles = [*hips, *(hip + 0.18 * (knee - hip) for hip, knee in zip(hips, knees, strict=True))]
+        seat = _around(middles, 0.066 * puppet.girth * shape.size)
+        marks.append(Mark(seat, "lower", lower.rgb, Way.CONVEX))
     return marks
 
 
@@ -104,35 +99,40 @@ def _leg(puppet: Puppet, shape: Figure, side: int) -> list[Mark]:
 
 _TROUSERS = {"trousers": ("lower_trouser", "upper_trouser"), "shorts": ("short_trouser",)}
 _TURNS = np.arange(8) * np.pi / 4
-_RING = np.stack([np.cos(_TURNS), np.sin(_TURNS)], axis=-1)
+_RING = np.cos(_TURNS) + 1j * np.sin(_TURNS)
 
 
-def _around(middles: np.ndarray, radius: float) -> np.ndarray:
-    """Convex outline (n, 2) around circles with middles (k, 2)."""
+def _around(middles: Sequence[complex], radius: float) -> np.ndarray:
+    """Convex outline (n,) around circles with these middles."""
+    return _hull((np.array(middles)[:, None] + radius * _RING).ravel())
+
+
+def _hull(points: np.ndarray) -> np.ndarray:
+    """Convex outline of points (n,)."""
     import cv2
 
-    points = (middles[:, None] + radius * _RING).reshape(-1, 2)
-    return cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)
+    outline = cv2.convexHull(points.view(np.float64).reshape(-1, 2).astype(np.float32))
+    return outline.astype(np.float64).ravel().view(np.complex128)
 
 
 def _skirt(shape: Figure, item: Item, part: str, length: float, name: str) -> list[Mark]:
     """Cloth around both thighs, wider at its hem."""
-    import cv2
-
-    hips, knees = shape.joints[HIPS], shape.joints[KNEES]
-    hem = hips + length * (knees - hips)
-    across = shape.trunk[3] - shape.trunk[2]
-    across = across / max(float(np.hypot(*across)), 1e-6)
-    if (hem[1] - hem[0]) @ across < 0:
-        hem = hem[::-1]
-    flare = across * max(0.085, 0.13 - 0.2 * float(np.hypot(*(hem[1] - hem[0]))) / shape.size) * shape.size
-    corners = np.array([shape.trunk[2], shape.trunk[3], hem[0] - flare, hem[1] + flare])
-    outline = cv2.convexHull(corners.astype(np.float32))[:, 0].astype(np.float64)
+    right, left = (
+        shape.joints[hip] + length * (shape.joints[knee] - shape.joints[hip])
+        for hip, knee in zip(HIPS, KNEES, strict=True)
+    )
+    _, _, third, fourth = shape.trunk
+    across = (fourth - third) / max(abs(fourth - third), 1e-6)
+    if dot(left - right, across) < 0:
+        right, left = left, right
+    flare = across * max(0.085, 0.13 - 0.2 * abs(left - right) / shape.size) * shape.size
+    corners = np.array([third, fourth, right - flare, left + flare])
+    outline = _hull(corners)
     return [edge(outline, part, item.rgb, shape.size), *cloth(outline, corners, part, item, name)]
 
 
 def neck(puppet: Puppet, shape: Figure) -> list[Mark]:
-    line = np.stack([shape.joints[NECK], shape.head])
+    line = np.array([shape.joints[NECK], shape.head])
     return [Mark(line, "skin", puppet.skin, Way.LINE, 0.07 * shape.size * puppet.girth)]
 
 
@@ -145,26 +145,26 @@ def trunk(puppet: Puppet, shape: Figure) -> list[Mark]:
         marks += _skirt(shape, upper, "upper", 0.5, "tails")
     first, second, third, fourth = shape.trunk
     down = (third + fourth - first - second) / 2
-    hem = 0.08 * down if upper.kind in ("t-shirt", "shirt") else 0.0 * down
+    hem = 0.08 * down if upper.kind in ("t-shirt", "shirt") else 0j
     corners = np.array([first, second, third + hem, fourth + hem])
     collar = (first + second) / 2 - 0.07 * down
-    sides = [first, first + 0.12 * down, corners[2], corners[3], second + 0.12 * down, second]
+    sides = [first, first + 0.12 * down, third + hem, fourth + hem, second + 0.12 * down, second]
     outline = np.array([collar + 0.4 * (first - collar), *sides, collar + 0.4 * (second - collar)])
     marks += [
         edge(outline, "upper", upper.rgb, shape.size),
         *cloth(outline, corners, "upper", upper, "trunk", Way.AREA),
     ]
     if upper.kind == "coat" and not shape.back:
-        marks += _buttons(shape, upper, corners)
+        marks += _buttons(shape, upper)
     return marks
 
 
-def _buttons(shape: Figure, coat: Item, corners: np.ndarray) -> list[Mark]:
-    top, bottom = (corners[0] + corners[1]) / 2, (corners[2] + corners[3]) / 2
-    shift = (corners[1] - corners[0]) * 0.3 * shape.yaw
-    shift = shift if (corners[1] - corners[0]) @ shape.right >= 0 else -shift
-    top, bottom = top + shift, bottom + shift
-    marks = [Mark(np.stack([top, bottom]), "upper", coat.second_rgb, Way.LINE, 0.03 * shape.size)]
+def _buttons(shape: Figure, coat: Item) -> list[Mark]:
+    first, second, third, fourth = shape.trunk
+    shift = (second - first) * 0.3 * shape.yaw
+    shift = shift if dot(second - first, shape.right) >= 0 else -shift
+    top, bottom = (first + second) / 2 + shift, (third + fourth) / 2 + shift
+    marks = [Mark(np.array([top, bottom]), "upper", coat.second_rgb, Way.LINE, 0.03 * shape.size)]
     for share in (0.25, 0.55, 0.85):
         button = top + share * (bottom - top) + 0.022 * shape.size * _RING
         marks += outlined(button, "upper", coat.second_rgb, shape.size)

@@ -23,7 +23,8 @@ class Dice:
 
     def below(self, count: int) -> int:
         """A whole number from 0 to count - 1."""
-        return min(int(count * self._next()), count - 1)
+        drawn = int(count * self._next())
+        return drawn if drawn < count else count - 1  # where the product is rounded up
 
     def pick(self, options: Sequence[T]) -> T:
         return options[self.below(len(options))]

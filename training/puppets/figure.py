@@ -1,5 +1,6 @@
 """From a BODY-18 person to the shapes of a puppet's body: tapered capsules, trunk, head frame. No colours, no pixels.
 
+Points are complex numbers, x + iy: a turn or a stretch is one multiplication, and a handful of points needs no array.
 Lengths are pixels of the picture; radii are shares of the person's stature (`pose_db.layout.stature`). Heads and limbs
 are larger than life, so that they can be read in a small picture.
 """
@@ -56,24 +57,28 @@ _ENDS = (("hand", 0.033, 0.036), ("foot", 0.036, 0.034))  # beyond wrists and an
 BONE = {key: number for number, key in enumerate((name, side) for name, *_ in (*_BONES, *_ENDS) for side in (0, 1))}
 _FROM = np.array([pair for _, pair, *_ in _BONES]).ravel()
 _TO = np.array([pair for _, _, pair, *_ in _BONES]).ravel()
+_JOINED = len(_FROM)  # bones between two joints; hands and feet come after them
+_TIPS, _BEFORE = np.array([*WRISTS, *ANKLES]), np.array([*ELBOWS, *KNEES])
 _SHARE = np.array([bone[3] for bone in _BONES]).repeat(2)
 _RADII = np.array([bone[-2:] for bone in (*_BONES, *_ENDS)]).repeat(2, axis=0)  # (bones, 2)
 _HALF_CIRCLE = np.exp(1j * np.linspace(-np.pi / 2, np.pi / 2, 6))
 _CAPS = np.stack([_HALF_CIRCLE, -_HALF_CIRCLE])  # around the end of a bone, then around its start
+_ACROSS = np.array([-1j, 1j])
+_OUTWARD = np.array([-0.035, 0.035])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Figure:
-    """The body of one puppet in one pose.
+    """The body of one puppet in one pose; all points are complex.
 
     Attributes:
         size: stature in pixels.
-        joints: (18, 2) pixels, guessed where the pose has none.
-        limbs: (bones, 12, 2) outline of every bone, in the order of `BONE`.
-        edges: (bones, 12, 2) the same, for a dark edge around it.
-        corners: (bones, 4, 2) of every bone: both edges at its start, then at its end.
-        trunk: corners (4, 2) of the trunk: right and left at the shoulders, then at the hips.
-        head: its middle (2,); right and up: unit vectors of the head in the picture, right as the viewer sees it.
+        joints: 18 points in pixels, guessed where the pose has none.
+        limbs: (bones, 12) outline of every bone, in the order of `BONE`.
+        edges: (bones, 12) the same, for a dark edge around it.
+        corners: (bones, 4) of every bone: both edges at its start, then at its end.
+        trunk: the trunk's 4 corners: right and left at the shoulders, then at the hips.
+        head: its middle; up: unit vector of the head in the picture.
         radius: of the head, pixels.
         yaw, pitch: where the face points in the picture, -1 (left, down) to 1 (right, up).
         back: whether the head is seen from behind.
@@ -81,20 +86,34 @@ class Figure:
     """
 
     size: float
-    joints: np.ndarray
+    joints: list[complex]
     limbs: np.ndarray
     edges: np.ndarray
     corners: np.ndarray
-    trunk: np.ndarray
-    head: np.ndarray
-    right: np.ndarray
-    up: np.ndarray
+    trunk: tuple[complex, complex, complex, complex]
+    head: complex
+    up: complex
     radius: float
     yaw: float
     pitch: float
     back: bool
     hidden_arm: tuple[bool, bool]
     hidden_leg: tuple[bool, bool]
+
+    @property
+    def right(self) -> complex:
+        """Unit vector of the head in the picture, right as the viewer sees it."""
+        return 1j * self.up
+
+
+def dot(one: complex, other: complex) -> float:
+    """Inner product of two vectors of the plane."""
+    return (one.conjugate() * other).real
+
+
+def cross(one: complex, other: complex) -> float:
+    """Signed area between two vectors of the plane."""
+    return (one.conjugate() * other).imag
 
 
 def figure(puppet: Puppet, body: np.ndarray, size: float | None = None) -> Figure:
@@ -103,11 +122,9 @@ def figure(puppet: Puppet, body: np.ndarray, size: float | None = None) -> Figur
     joints = completed(body, size)
     sure = body[:, 2].tolist()
     back = all(sure[joint] < MIN_CONFIDENCE for joint in _FACE_JOINTS)
-    head, up = _head(joints, sure, size)
-    (nose_x, nose_y), (x, y), (up_x, up_y) = joints[NOSE].tolist(), head.tolist(), up.tolist()
-    ahead = (nose_x - x, nose_y - y) if sure[NOSE] > 0 else (0.0, 0.0)
-    yaw = _limited((up_x * ahead[1] - up_y * ahead[0]) / (0.062 * size))
-    pitch = _limited(((up_x * ahead[0] + up_y * ahead[1]) / size + 0.02) / 0.06)
+    middle, up = _head(joints, sure, size)
+    ahead = joints[NOSE] - middle if sure[NOSE] > 0 else 0j
+    yaw = _limited(cross(up, ahead) / (0.062 * size))
     radius = HEAD_RADIUS * puppet.head_size * size
     outlines, edges, corners = _limbs(joints, size, puppet.girth, 0.0 if back else yaw)
     return Figure(
@@ -117,12 +134,11 @@ def figure(puppet: Puppet, body: np.ndarray, size: float | None = None) -> Figur
         edges=edges,
         corners=corners,
         trunk=_trunk(joints, size, puppet.girth),
-        head=head + up * (radius - CHIN * size),
-        right=np.array([-up_y, up_x]),
+        head=middle + up * (radius - CHIN * size),
         up=up,
         radius=radius,
         yaw=yaw,
-        pitch=pitch,
+        pitch=_limited((dot(up, ahead) / size + 0.02) / 0.06),
         back=back,
         hidden_arm=(_hidden(sure, WRISTS[0]), _hidden(sure, WRISTS[1])),
         hidden_leg=(_hidden(sure, KNEES[0], ANKLES[0]), _hidden(sure, KNEES[1], ANKLES[1])),
@@ -137,97 +153,91 @@ def _hidden(sure: list[float], *joints: int) -> bool:
     return any(0 < sure[joint] < SURE for joint in joints)
 
 
-def completed(body: np.ndarray, size: float) -> np.ndarray:
-    """Positions (18, 2) of all joints of the body: what is not there hangs straight down from what is."""
-    joints = body[:, :2].astype(np.float64)
-    there = body[:, 2] > 0
-    if there.all():
+def completed(body: np.ndarray, size: float) -> list[complex]:
+    """Positions of all 18 joints of the body: what is not there hangs straight down from what is."""
+    joints = [complex(x, y) for x, y in body[:, :2].tolist()]
+    there = (body[:, 2] > 0).tolist()
+    if all(there):
         return joints
     if not there[NECK]:
         joints[NECK] = _guessed_neck(joints, there, size)
     for side, joint in enumerate(SHOULDERS):
         if not there[joint]:
-            joints[joint] = joints[NECK] + (0.12 * size * (-1, 1)[side], 0)
+            joints[joint] = joints[NECK] + 0.12 * size * (-1, 1)[side]
     for joint, above, share in _GUESSES:
         if not there[joint]:
-            joints[joint] = joints[above] + (0, share * size)
+            joints[joint] = joints[above] + 1j * share * size
     return joints
 
 
-def _guessed_neck(joints: np.ndarray, there: np.ndarray, size: float) -> np.ndarray:
-    """Between the shoulders, below the head, or above whatever else there is, (2,)."""
+def _guessed_neck(joints: list[complex], there: list[bool], size: float) -> complex:
+    """Between the shoulders, below the head, or above whatever else there is."""
     for near, below in ((SHOULDERS, 0.0), (_HEAD_JOINTS, 0.117), (HIPS, -0.288), (KNEES, -0.53), (range(18), -0.2)):
-        seen = [joint for joint in near if there[joint]]
+        seen = [joints[joint] for joint in near if there[joint]]
         if seen:
-            return joints[seen].mean(axis=0) + np.array([0, below * size])
+            return sum(seen) / len(seen) + 1j * below * size
     return joints[NECK]
 
 
-def _head(joints: np.ndarray, sure: list[float], size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Middle of the head and its upward direction, both (2,)."""
-    seen = [joint for joint in EARS if sure[joint] > 0]
+def _head(joints: list[complex], sure: list[float], size: float) -> tuple[complex, complex]:
+    """Middle of the head's joints, and its upward direction."""
+    seen = [joints[joint] for joint in EARS if sure[joint] > 0]
     if len(seen) < 2:
-        seen = [joint for joint in _HEAD_JOINTS if sure[joint] > 0]
+        seen = [joints[joint] for joint in _HEAD_JOINTS if sure[joint] > 0]
     trunk = joints[NECK] - (joints[HIPS[0]] + joints[HIPS[1]]) / 2
-    trunk /= max(float(np.hypot(*trunk)), 1e-6)
+    trunk /= max(abs(trunk), 1e-6)
     if not seen:
         return joints[NECK] + 0.117 * size * trunk, trunk
-    middle = joints[seen].sum(axis=0) / len(seen)
+    middle = sum(seen) / len(seen)
     up = middle - joints[NECK] + 0.02 * size * trunk
-    length = float(np.hypot(*up))
-    return middle, up / length if length > 1e-6 else trunk
+    return middle, up / abs(up) if abs(up) > 1e-6 else trunk
 
 
-def _trunk(joints: np.ndarray, size: float, girth: float) -> np.ndarray:
-    """Corners (4, 2); a trunk seen from the side keeps a body's depth."""
-    shoulders, hips = joints[SHOULDERS], joints[HIPS]
-    top, bottom = (shoulders[0] + shoulders[1]) / 2, (hips[0] + hips[1]) / 2
+def _trunk(joints: list[complex], size: float, girth: float) -> tuple[complex, complex, complex, complex]:
+    """The four corners; a trunk seen from the side keeps a body's depth."""
+    shoulder, hip = joints[SHOULDERS[0]], joints[HIPS[0]]
+    top, bottom = (shoulder + joints[SHOULDERS[1]]) / 2, (hip + joints[HIPS[1]]) / 2
     axis = bottom - top
-    length = float(np.hypot(*axis))
-    across = np.array([axis[1], -axis[0]]) / length if length > 1e-6 else np.array([1.0, 0.0])
-    corners = []
-    for middle, pair, least in ((top, shoulders, 0.07), (bottom, hips, 0.08)):
-        half = float((pair[0] - middle) @ across)
-        width = girth * max(abs(half) + 0.012 * size, least * size)
-        half = width if half >= 0 else -width
-        corners += [middle + across * half, middle - across * half]
-    return np.array(corners)
+    across = -1j * axis / abs(axis) if abs(axis) > 1e-6 else 1 + 0j
+    wide = _half_width(dot(across, shoulder - top), 0.07, size, girth) * across
+    broad = _half_width(dot(across, hip - bottom), 0.08, size, girth) * across
+    return top + wide, top - wide, bottom + broad, bottom - broad
 
 
-def _limbs(joints: np.ndarray, size: float, girth: float, yaw: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Outlines and edges (bones, 12, 2) and corners (bones, 4, 2) of all bones, both sides of each."""
-    flat = np.ascontiguousarray(joints).view(np.complex128)[:, 0]
-    starts, ends = flat[_FROM], flat[_TO]
-    ends = starts + _SHARE * (ends - starts)
-    tips = flat[WRISTS + ANKLES]
-    before = _unit(tips - flat[ELBOWS + KNEES])
+def _half_width(half: float, least: float, size: float, girth: float) -> float:
+    """From the trunk's middle to its right edge, with flesh on the joint at `half`."""
+    width = girth * max(abs(half) + 0.012 * size, least * size)
+    return width if half >= 0 else -width
+
+
+def _limbs(joints: list[complex], size: float, girth: float, yaw: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Outlines and edges (bones, 12) and corners (bones, 4) of all bones, both sides of each."""
+    flat = np.array(joints)
+    starts, ends, tips = flat[_FROM], flat[_TO], flat[_TIPS]
+    before = _unit(tips - flat[_BEFORE])
     starts = np.concatenate([starts, tips])
-    ends = np.concatenate([ends, tips + size * np.concatenate([0.03 * before[:2], _toes(before[2:], yaw)])])
+    ends = np.concatenate([starts[:_JOINED] + _SHARE * (ends - starts[:_JOINED]), tips + size * _beyond(before, yaw)])
     along = _unit(ends - starts)
-    radii = (size * girth) * _RADII * along[:, None]  # (bones, 2) complex, along the bone
+    radii = (size * girth) * _RADII * along[:, None]  # (bones, 2), along the bone
     middles = np.stack([ends, starts], axis=1)[..., None]  # (bones, 2, 1)
     outlines = middles + radii[:, ::-1, None] * _CAPS  # (bones, 2, 6)
     edges = outlines + (EDGE * size) * along[:, None, None] * _CAPS
-    across = 1j * radii
-    corners = np.stack([starts - across[:, 0], starts + across[:, 0], ends - across[:, 1], ends + across[:, 1]], axis=1)
-    return _points(outlines), _points(edges), _points(corners)
-
-
-def _points(values: np.ndarray) -> np.ndarray:
-    """Complex numbers (bones, ...) as points (bones, n, 2)."""
-    return values.reshape(len(values), -1).view(np.float64).reshape(len(values), -1, 2)
+    corners = np.concatenate([middles[:, 1] + radii[:, :1] * _ACROSS, middles[:, 0] + radii[:, 1:] * _ACROSS], axis=1)
+    return outlines.reshape(-1, 12), edges.reshape(-1, 12), corners
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.abs(vectors), 1e-6)
 
 
-def _toes(shank: np.ndarray, yaw: float) -> np.ndarray:
-    """From ankles to toes in statures, right and left: outward from the front, ahead from the side.
+def _beyond(before: np.ndarray, yaw: float) -> np.ndarray:
+    """From wrists to fingertips and from ankles to toes in statures, right and left: toes outward from the front, ahead
+    from the side.
 
     Args:
-        shank: (2,) complex unit vectors from knee to ankle.
+        before: (4,) unit vectors of the forearms, then of the shanks.
     """
-    ahead = -1j * shank  # to the right of the picture for a leg that stands
-    outward = np.array([-0.035, 0.035])
-    return (outward * (1 - abs(yaw)) + 0.075 * yaw) * ahead + 0.022 * shank
+    hands, shanks = before[:2], before[2:]
+    ahead = -1j * shanks  # to the right of the picture for a leg that stands
+    toes = (_OUTWARD * (1 - abs(yaw)) + 0.075 * yaw) * ahead + 0.022 * shanks
+    return np.concatenate([0.03 * hands, toes])

@@ -23,7 +23,8 @@ def skull(shape: str, turn: int) -> Features:
     """Head and ears; `turn` is how many eighths the face looks to the right, 9 for the back of a head."""
     width, height, roundness = HEAD_SHAPES[shape]
     circle = arc(0, 345, 1, 1, count=24)
-    outline = np.sign(circle) * np.abs(circle) ** (2 / roundness) * (width, height)
+    across, tall = (np.sign(axis) * np.abs(axis) ** (2 / roundness) for axis in (circle.real, circle.imag))
+    outline = width * across + 1j * height * tall
     sides = [side for side in (-1, 1) if turn == 9 or side * turn < 4]
     ears = [feature for side in sides for feature in area(disc(side * 0.98 * width, -0.05, 0.2), "face", "skin")]
     return (*ears, *area(outline, "face", "skin"))
@@ -73,27 +74,29 @@ def head_marks(puppet: Puppet, figure: Figure) -> tuple[list[Mark], list[Mark]]:
         front += fringe(style, shape, turn, covered)
     if puppet.hat is not None:
         front += hat(puppet.hat.kind, shape, 9 if figure.back else turn)
-    return _placed(behind, puppet, figure), _placed(front, puppet, figure)
+    marks = _placed(behind + front, puppet, figure)
+    return marks[: len(behind)], marks[len(behind) :]
 
 
 def _placed(features: Features, puppet: Puppet, figure: Figure) -> list[Mark]:
     """Features of a head as marks in the picture."""
-    if not features:
-        return []
-    axes = np.stack([figure.right, figure.up]) * figure.radius
-    flat = figure.head + np.concatenate([feature.points for feature in features]) @ axes
+    # y points up in the head and down in the picture.
+    points = (
+        figure.head + figure.radius * figure.right * np.concatenate([feature.points for feature in features]).conj()
+    )
     colours = _FIXED | {"skin": puppet.skin, "hair": puppet.hair_rgb, "eyes": puppet.eyes, "blush": _blush(puppet.skin)}
     if puppet.hat is not None:
         colours |= {"hat": puppet.hat.rgb, "trimming": puppet.hat.second_rgb}
     marks, start = [], 0
-    for points, part, name, way, thickness, dark in features:
-        stop = start + len(points)
+    for own, part, name, way, thickness, dark in features:
+        stop = start + own.size
         colour = shaded(colours[name]) if dark else colours[name]
-        marks.append(Mark(flat[start:stop], part, colour, way, thickness * figure.radius))
+        marks.append(Mark(points[start:stop], part, colour, way, thickness * figure.radius))
         start = stop
     return marks
 
 
+@lru_cache(maxsize=16)
 def _blush(skin: Colour) -> Colour:
     red, green, blue = ((one + other) // 2 for one, other in zip(skin, _BLUSH, strict=True))
     return red, green, blue

@@ -11,8 +11,9 @@ import numpy as np
 from ...pose_db.actions import swap_sides
 from ...pose_db.builder import DEFAULT_OUTPUT
 from ...pose_db.database import PoseDatabase, load_database
-from ...pose_db.keypoints import MIRRORED, frame_from_people
-from ...pose_db.layout import Group, Placement, group_of, in_box, side_by_side, stature
+from ...pose_db.keypoints import MIRRORED
+from ...pose_db.layout import Group, Placement, group_of_people, in_box, side_by_side, stature
+from ...pose_db.people import BODY
 from .actions import action_words
 from .dice import Dice
 from .figure import CHIN, EARS, HEAD_RADIUS, NECK
@@ -31,15 +32,15 @@ class Pose:
     Attributes:
         people: (P, 18, 3), from left to right unless the action gives them different parts.
         sizes: P statures in pixels.
-        heads: (P, 2) their middles; ups: (P, 2) unit vectors from the neck to them.
+        heads: P middles, x + iy; ups: P unit vectors from the neck to them.
         group: of `pose_db.layout`.
         action: what they do, see `action_words`.
     """
 
     people: np.ndarray
-    sizes: np.ndarray
-    heads: np.ndarray
-    ups: np.ndarray
+    sizes: list[float]
+    heads: list[complex]
+    ups: list[complex]
     group: Group
     action: str
 
@@ -68,7 +69,7 @@ def entries(people: int, broadest: float) -> list[int]:
 def pose(entry: int, mirrored: bool = False) -> Pose:
     """Entry number `entry` of the bundled database."""
     database = bundled()
-    people, (width, height) = database.people(entry).astype(np.float64), database.canvases[entry]
+    people, (width, _) = database.people(entry).astype(np.float64), database.canvases[entry]
     action = action_words(database.prompts[entry], database.tags[entry])
     if mirrored:
         people = people[:, MIRRORED]
@@ -76,12 +77,13 @@ def pose(entry: int, mirrored: bool = False) -> Pose:
         action = swap_sides(action)
     if "{0}" not in action:
         people = people[np.argsort(people[:, NECK, 0], kind="stable")]
-    group = group_of(frame_from_people(people, width, height))
+    group = group_of_people([{BODY: person} for person in people])
     assert group is not None
-    heads = people[:, EARS, :2].mean(axis=1)
-    ups = heads - people[:, NECK, :2]
-    ups /= np.maximum(np.linalg.norm(ups, axis=1, keepdims=True), 1e-6)
-    return Pose(people, np.array([stature(person) for person in people]), heads, ups, group, action)
+    points = people[..., 0] + 1j * people[..., 1]
+    heads = points[:, EARS].mean(axis=1)
+    ups = heads - points[:, NECK]
+    ups /= np.maximum(np.abs(ups), 1e-6)
+    return Pose(people, [stature(person) for person in people], heads.tolist(), ups.tolist(), group, action)
 
 
 def choose_poses(dice: Dice, people: int) -> list[Pose]:
@@ -92,14 +94,22 @@ def choose_poses(dice: Dice, people: int) -> list[Pose]:
 
 def room(pose: Pose, puppets: Sequence[Puppet]) -> np.ndarray:
     """Box (4,) around everything of the puppets in a pose, in the pose's pixels."""
-    radius = HEAD_RADIUS * pose.sizes * [puppet.head_size for puppet in puppets]
-    beside = np.array([puppet.head_breadth for puppet in puppets]) * radius
-    above = np.array([puppet.head_height for puppet in puppets]) * radius
-    heads = pose.heads + pose.ups * (radius - CHIN * pose.sizes)[:, None]
-    points = np.concatenate([heads - beside[:, None], heads + beside[:, None], heads + pose.ups * above[:, None]])
+    points = []
+    for puppet, size, head, up in zip(puppets, pose.sizes, pose.heads, pose.ups, strict=True):
+        radius = HEAD_RADIUS * size * puppet.head_size
+        head += up * (radius - CHIN * size)
+        beside = puppet.head_breadth * radius * (1 + 1j)
+        points += [head - beside, head + beside, head + puppet.head_height * radius * up]
+    left, top, right, bottom = pose.group.box.tolist()
     flesh = _FLESH * pose.group.stature
-    low = np.minimum(points.min(axis=0), pose.group.box[:2] - flesh)
-    return np.concatenate([low, np.maximum(points.max(axis=0), pose.group.box[2:] + flesh)])
+    return np.array(
+        [
+            min(left - flesh, *(point.real for point in points)),
+            min(top - flesh, *(point.imag for point in points)),
+            max(right + flesh, *(point.real for point in points)),
+            max(bottom + flesh, *(point.imag for point in points)),
+        ]
+    )
 
 
 def place(
@@ -126,7 +136,7 @@ def place(
         moved = entry.people.copy()
         moved[..., :2] = shrink * (where.scale * moved[..., :2] + where.offset) + offset
         people.append(moved)
-        sizes += (shrink * where.scale * entry.sizes).tolist()
+        sizes += [float(shrink * where.scale * size) for size in entry.sizes]
     return np.concatenate(people), sizes
 
 

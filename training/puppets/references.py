@@ -60,7 +60,7 @@ def draw_reference(puppet: Puppet, size: int, variant: int = 0) -> tuple[np.ndar
         where = in_box(replace(entry.group, box=room(entry, [puppet])), (0.02 * size, 0.02 * size, side, side))
         body = entry.people[0].copy()
         body[:, :2] = where.scale * body[:, :2] + where.offset
-        stature = float(where.scale * entry.sizes[0])
+        stature = float(where.scale) * entry.sizes[0]
     canvas = Canvas(plain(colour, size, size))
     canvas.draw(puppet_marks(puppet, body, stature))
     return canvas.picture(), canvas.labels() > 0
@@ -104,10 +104,11 @@ def _standing(puppet: Puppet, size: int, from_behind: bool) -> tuple[Mark, ...]:
 
 def _enlarged(marks: Sequence[Mark], size: int) -> list[Mark]:
     """Marks that fill a square of side `size` but for a margin."""
-    points = np.concatenate([mark.points.reshape(-1, 2) for mark in marks])
-    low, high = points.min(axis=0), points.max(axis=0)
-    scale = (1 - 2 * _MARGIN) * size / float((high - low).max())
-    offset = size / 2 - scale * (low + high) / 2
+    points = np.concatenate([mark.points.ravel() for mark in marks])
+    low = complex(points.real.min(), points.imag.min())
+    high = complex(points.real.max(), points.imag.max())
+    scale = (1 - 2 * _MARGIN) * size / max((high - low).real, (high - low).imag)
+    offset = (1 + 1j) * size / 2 - scale * (low + high) / 2
     return [mark._replace(points=scale * mark.points + offset, thickness=scale * mark.thickness) for mark in marks]
 
 

@@ -108,6 +108,8 @@ def _behind(people: np.ndarray, number: int) -> int:
     """How many joints of a person are hidden where somebody else is."""
     own = people[number]
     hidden = own[(own[:, 2] > 0) & (own[:, 2] < SURE), :2]
+    if not len(hidden):
+        return 0
     count = 0
     for other, body in enumerate(people):
         there = body[body[:, 2] > 0, :2]

@@ -124,7 +124,7 @@ class PuppetSource:
             words, subjects = things(dice, scene)
         actions = [(pose.action, len(pose.people)) for pose in poses]
         scene = replace(scene, caption=caption(words, actions, place_words), descriptions=tuple(words))
-        hidden = any(scene.mask(one).sum() < 20 * _LEAST_SHARE * scene.labels.size for one in range(number))
+        hidden = any(np.count_nonzero(scene.mask(one)) < 20 * _LEAST_SHARE * scene.labels.size for one in range(number))
         return scene, [] if hidden else subjects
 
     def _different(self, dice: Dice, number: int) -> list[Puppet]:
@@ -184,7 +184,7 @@ def things(dice: Dice, scene: Scene) -> tuple[list[str], list[Subject]]:
 
 
 def _is_seen(scene: Scene, number: int, category: str) -> bool:
-    return int(scene.mask(number, ITEM_PARTS[category]).sum()) > _LEAST_SHARE * scene.labels.size
+    return np.count_nonzero(scene.mask(number, ITEM_PARTS[category])) > _LEAST_SHARE * scene.labels.size
 
 
 def _as_bytes(mask: np.ndarray) -> torch.Tensor:
