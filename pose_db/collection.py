@@ -49,7 +49,7 @@ from .retriever import PoseRetriever
 
 HEADER = "pose_collection"
 FORMAT, VERSION = "ensemble-pose-collection", "1"
-COMMAND = "python -m comfyui_ensemble.pose_db.scale"
+COMMAND = "python dev.py python -m comfyui_ensemble.pose_db.scale"
 _TENSORS = ("centres", "prototypes", "offsets", "entries", "codes")
 _TEXTS_KEPT = 8  # shards whose texts stay in memory
 

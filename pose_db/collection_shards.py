@@ -22,7 +22,7 @@ from .database import (
 )
 from .mapped_file import map_tensors
 
-AGAIN = "get it again, or build the collection anew with `python -m comfyui_ensemble.pose_db.scale`"
+AGAIN = "get it again, or build the collection anew with `python dev.py python -m comfyui_ensemble.pose_db.scale`"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ...pose_db.variation_axes import GROUPS, SUBJECT_POOLS
@@ -39,6 +40,7 @@ def _with_parts(text: str, subjects: Sequence[str]) -> str:
     return text.removeprefix("{0} ") if len(subjects) == 1 else text
 
 
+@lru_cache(maxsize=256)
 def _names(subject: str) -> list[str]:
     """How a prompt may call a person of a tag; the second and third of a kind come after the first."""
     words = sorted(_NAMES.get(subject, ()), key=len, reverse=True)

@@ -17,7 +17,7 @@ def _hair(points: Points, dark_edge: bool = True) -> Features:
     return area(points, "hair", "hair", dark_edge)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2048)
 def fringe(style: str, shape: str, turn: int, covered: bool) -> Features:
     """Hair above and beside a face; less of it under a hat."""
     if style == "bald":

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from .canvas import Mark, shaded
-from .features import Features, arc, area, disc, line
+from .features import Feature, Features, arc, area, disc, line
 from .figure import Figure
 from .hair import back_of_hair, fringe, hair_behind
 from .hats import hat
@@ -18,7 +18,7 @@ _BLUSH = (246, 130, 120)
 _FIXED: dict[str, Colour] = {"white": (255, 255, 255), "dark": (34, 30, 34), "lip": (170, 40, 50)}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def skull(shape: str, turn: int) -> Features:
     """Head and ears; `turn` is how many eighths the face looks to the right, 9 for the back of a head."""
     width, height, roundness = HEAD_SHAPES[shape]
@@ -30,15 +30,24 @@ def skull(shape: str, turn: int) -> Features:
     return (*ears, *area(outline, "face", "skin"))
 
 
-@lru_cache(maxsize=4096)
 def face(shape: str, turn: int, tilt: int, mouth: str, glasses: bool, beard: bool) -> Features:
     """Eyes, cheeks, mouth, glasses and beard; `tilt` is how many eighths the face looks up."""
-    width, height, _ = HEAD_SHAPES[shape]
-    x, y = 0.42 * turn / 8, 0.2 * tilt / 8
-    found = list(_beard(x, width, height)) if beard else []
+    return (_beard(shape, turn) if beard else ()) + _eyes(shape, turn, tilt, glasses) + _mouth(mouth, turn, tilt)
+
+
+def _looking_at(turn: int, tilt: int) -> tuple[float, float]:
+    """How far a face's middle is from its head's, x and y."""
+    return 0.42 * turn / 8, 0.2 * tilt / 8
+
+
+@lru_cache(maxsize=4096)
+def _eyes(shape: str, turn: int, tilt: int, glasses: bool) -> Features:
+    """Both eyes with their cheeks and glasses."""
+    x, y = _looking_at(turn, tilt)
+    found: list[Feature] = []
     for side in (-1, 1):
         eye = x + 0.38 * side * (1 - 0.35 * abs(turn / 8))
-        if abs(eye) > 0.8 * width:
+        if abs(eye) > 0.8 * HEAD_SHAPES[shape][0]:
             continue
         found += area(disc(eye, y + 0.08, 0.26), "face", "white", dark_edge=False)
         found += area(disc(eye + 0.06 * turn / 8, y + 0.06, 0.15, 8), "face", "eyes", dark_edge=False)
@@ -46,17 +55,22 @@ def face(shape: str, turn: int, tilt: int, mouth: str, glasses: bool, beard: boo
         if glasses:
             ring = disc(eye, y + 0.08, 0.32)
             found += line(np.concatenate([ring, ring[:1]]), "face", "dark", 0.1)
-    return (*found, *_mouth(mouth, 1.25 * x, y - 0.46))
+    return tuple(found)
 
 
-def _mouth(mouth: str, x: float, y: float) -> Features:
+@lru_cache(maxsize=1024)
+def _mouth(mouth: str, turn: int, tilt: int) -> Features:
+    x, y = _looking_at(turn, tilt)
     if mouth == "open":
-        return area(arc(180, 360, 0.25, 0.28, x, y + 0.1, 8), "face", "lip", dark_edge=False)
+        return area(arc(180, 360, 0.25, 0.28, 1.25 * x, y - 0.46 + 0.1, 8), "face", "lip", dark_edge=False)
     bend = 0.17 if mouth == "smile" else 0.02
-    return line(arc(200, 340, 0.28, bend, x, y + 0.04, 6), "face", "lip", 0.12)
+    return line(arc(200, 340, 0.28, bend, 1.25 * x, y - 0.46 + 0.04, 6), "face", "lip", 0.12)
 
 
-def _beard(x: float, width: float, height: float) -> Features:
+@lru_cache(maxsize=128)
+def _beard(shape: str, turn: int) -> Features:
+    width, height, _ = HEAD_SHAPES[shape]
+    x, _ = _looking_at(turn, 0)
     low = arc(200, 340, 1.02 * width, 1.1 * height, 0.1 * x, 0)
     high = arc(340, 200, 0.8 * width, 0.55, x, -0.08)
     return area(np.concatenate([low, high]), "hair", "hair", dark_edge=False)

@@ -52,8 +52,9 @@ def draw_reference(puppet: Puppet, size: int, variant: int = 0) -> tuple[np.ndar
     Args:
         variant: 0 for a neutral stand on white; any other number for another pose and ground.
     """
-    colour, body, stature = WHITE, neutral(size, size), None
-    if variant:
+    if variant == 0:
+        colour, body, stature = WHITE, neutral(size, size), None
+    else:
         dice = Dice("reference", variant)
         colour, entry = dice.pick((WHITE, *PALE.values())), _front_pose(variant)
         side = 0.96 * size
@@ -61,9 +62,15 @@ def draw_reference(puppet: Puppet, size: int, variant: int = 0) -> tuple[np.ndar
         body = entry.people[0].copy()
         body[:, :2] = where.scale * body[:, :2] + where.offset
         stature = float(where.scale) * entry.sizes[0]
-    canvas = Canvas(plain(colour, size, size))
+    canvas = Canvas(_ground(colour, size))
     canvas.draw(puppet_marks(puppet, body, stature))
     return canvas.picture(), canvas.labels() > 0
+
+
+@lru_cache(maxsize=16)
+def _ground(colour: Colour, size: int) -> np.ndarray:
+    """A plain ground that a canvas draws upon and leaves as it is."""
+    return plain(colour, size, size)
 
 
 @lru_cache(maxsize=1024)
@@ -88,7 +95,7 @@ def draw_item(puppet: Puppet, category: str, size: int) -> tuple[np.ndarray, np.
     shown = replace(puppet, hat=None) if category == "face" else puppet
     marks = _standing(shown, size, category == "bag")  # a backpack is seen from behind
     own = [mark for mark in marks if mark.part in ITEM_PARTS[category]]
-    canvas = Canvas(plain(WHITE, size, size))
+    canvas = Canvas(_ground(WHITE, size))
     canvas.draw(_enlarged(own, size))
     return canvas.picture(), canvas.labels() > 0
 
