@@ -7,7 +7,7 @@ from devtools.workflow_sources.astra import PROMPT
 from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, sampling, subject, tiny_models
 
 SIZE = (SIDE, SIDE)
-ACTION = "two people shaking hands"
+ACTION = "two people standing and chatting with each other"
 
 EVALUATE_PICTURES = Workflow(
     name="evaluate_pictures",
@@ -56,7 +56,7 @@ EVALUATE_PICTURES = Workflow(
             "oks",
             "EnsembleOKS",
             5,
-            {"pose": Link("found"), "reference_pose": Link("retrieve"), "subjects": "alice\nbruno", "key": "handshake"},
+            {"pose": Link("found"), "reference_pose": Link("retrieve"), "subjects": "alice\nbruno", "key": "chat"},
         ),
         Node(
             "clip_i",
@@ -68,7 +68,7 @@ EVALUATE_PICTURES = Workflow(
                 "reference": Link("both"),
                 "subjects": "alice\nbruno",
                 "clip_vision": Link("vision"),
-                "key": "handshake",
+                "key": "chat",
             },
         ),
         Node(
