@@ -39,6 +39,7 @@ FAMILIES = (
     "training_data",
     "puppets",
     "flux_training",
+    "flux_block_training",
     "anystory_training",
 )
 # Work that no accelerator takes part in.

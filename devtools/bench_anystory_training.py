@@ -8,7 +8,6 @@ that of the tensors a step makes, without those that are there before it.
 from __future__ import annotations
 
 import gc
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,14 +19,12 @@ from comfy.model_patcher import ModelPatcher
 from comfyui_ensemble.attention_patches.anystory_file import AnyStory, make_anystory
 from comfyui_ensemble.attention_patches.anystory_network import SDXL_ANYSTORY, AnyStoryConfig, fresh_anystory
 from comfyui_ensemble.attention_patches.reference_net import unet_sizes
-from comfyui_ensemble.training.anystory_encoder import AnyStoryEncoderConfig, AnyStoryEncoderTask
-from comfyui_ensemble.training.anystory_router import AnyStoryRouterConfig, AnyStoryRouterTask
-from comfyui_ensemble.training.anystory_task import AnyStoryTask
-from comfyui_ensemble.training.checkpointing import host_in_training
-from comfyui_ensemble.training.task import Prepared
+from comfyui_ensemble.training.anystory_config import AnyStoryEncoderConfig, AnyStoryRouterConfig
+from comfyui_ensemble.training.anystory_encoder import AnyStoryEncoderTask
+from comfyui_ensemble.training.anystory_router import AnyStoryRouterTask
+from comfyui_ensemble.training.task import Prepared, Task
 from devtools.bench_row import Row
-from devtools.bench_training import Measured, SDXLPart, cases, random_model, step_rows
-from devtools.tensor_memory import TensorMemory
+from devtools.bench_training import SDXLPart, cases, measured_task, random_model, step_rows
 
 SUBJECTS, PATCHES = 2, 257  # of CLIP ViT-H/14
 
@@ -57,7 +54,7 @@ def rows() -> list[Row]:
     found: list[Row] = []
     for stage in ("encoder", "router"):
         for checkpointing in (False, True):
-            measured = _measured(_task(stage, model, anystory, checkpointing), _sample(sizes, case.size), device)
+            measured = measured_task(_task(stage, model, anystory, checkpointing), _sample(sizes, case.size), device)
             words = ", checkpointing" if checkpointing else ""
             title = f"AnyStory {stage}, SDXL blocks, latent {case.size[0]} x {case.size[1]}, {SUBJECTS} subjects{words}"
             id = f"anystory_training.{stage}{'_checkpointing' if checkpointing else ''}"
@@ -66,7 +63,7 @@ def rows() -> list[Row]:
     return found
 
 
-def _task(stage: str, model: ModelPatcher, anystory: AnyStory, checkpointing: bool) -> AnyStoryTask:
+def _task(stage: str, model: ModelPatcher, anystory: AnyStory, checkpointing: bool) -> Task:
     encoders: Any = RandomEncoders(model.load_device)
     if stage == "router":
         return AnyStoryRouterTask(model, encoders, anystory, AnyStoryRouterConfig(gradient_checkpointing=checkpointing))
@@ -88,32 +85,3 @@ def _sample(sizes: AnyStoryConfig, size: tuple[int, int]) -> Prepared:
         "reference_mask": torch.ones(SUBJECTS, 1, reference, reference),
         "masks": masks,
     }
-
-
-def _measured(task: AnyStoryTask, sample: Prepared, device: torch.device) -> Measured:
-    """One step for its memory, then some for their time; the fastest counts."""
-    made: Any = task
-    parameters = [value for module in task.modules().values() for value in module.parameters() if value.requires_grad]
-
-    def forth() -> torch.Tensor:
-        for value in parameters:
-            value.grad = None
-        with host_in_training(), torch.autocast(device.type, dtype=torch.bfloat16):
-            return made.losses([sample], [0])["loss"].mean()
-
-    def step() -> None:
-        forth().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    with TensorMemory() as memory:
-        loss = forth()
-        held = memory.alive
-        loss.backward()
-        del loss
-    times = []
-    for _ in range(2 if device.type == "cpu" else 5):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return Measured(min(times), memory.peak, held)

@@ -24,13 +24,15 @@ import torch
 from comfyui_ensemble.models_info.minilm import load_minilm_clip
 from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_VAE, TINY_VISION, find_minilm, register_folders
 from comfyui_ensemble.models_info.tiny_vision import load_tiny_vision
-from comfyui_ensemble.training.astra import ASTRAConfig, astra
+from comfyui_ensemble.training.astra import astra
+from comfyui_ensemble.training.astra_config import ASTRAConfig
 from comfyui_ensemble.training.checkpointing import host_in_training
 from comfyui_ensemble.training.data import TrainingData
 from comfyui_ensemble.training.flux_base import FluxBaseConfig, flux_base
 from comfyui_ensemble.training.flux_task import FluxTask
 from comfyui_ensemble.training.models import load_flux, load_vae
-from comfyui_ensemble.training.one_for_all import OneForAllConfig, one_for_all
+from comfyui_ensemble.training.one_for_all import one_for_all
+from comfyui_ensemble.training.one_for_all_config import OneForAllConfig
 from comfyui_ensemble.training.precision import autocast
 from comfyui_ensemble.training.tiny import write_tiny_models
 from devtools.bench_row import SHARE, Row

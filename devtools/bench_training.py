@@ -2,7 +2,8 @@
 
 Few blocks and, on a CPU, few tokens, so that a step takes seconds: a double and a single block of width 3072 with 24 heads,
 and SDXL's levels of 320, 640 and 1280 channels with one residual and one transformer block each. LoRA rank 512, weights and
-computation in bfloat16. Peak memory is that of the tensors a step makes, without those that are there before it.
+computation in bfloat16. Peak memory is that of the tensors a step makes, without those that are there before it; with so few tokens
+it is the gradients', which no checkpointing changes. What checkpointing saves is what is held for the way back.
 
 Beside them the host's own training functions with the same rank, in the mode that multiplies beside the layers as this pack
 does, with its gradient checkpointing of each block. With so few tokens its other mode, which makes a matrix of the layer's
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from comfyui_ensemble.training.call import predict
 from comfyui_ensemble.training.checkpointing import host_in_training
 from comfyui_ensemble.training.lora import adapted_layers
 from comfyui_ensemble.training.model import TrainableModel
+from comfyui_ensemble.training.task import Prepared, Task
 from devtools.bench_row import AT_MOST, Row
 from devtools.tensor_memory import TensorMemory
 
@@ -190,19 +192,31 @@ def _host(case: Case, base: ModelPatcher) -> Measured:
         return _measured(case, base, parameters)
 
 
-def _measured(case: Case, patcher: ModelPatcher, parameters: list[torch.Tensor]) -> Measured:
-    """One step for its memory, which also chooses kernels, then some for their time; the fastest counts."""
-    device = patcher.load_device
-    x = torch.randn(1, case.channels, *case.size, device=device)
+def _measured(case: Case, patcher: ModelPatcher, parameters: Sequence[torch.Tensor]) -> Measured:
+    x = torch.randn(1, case.channels, *case.size, device=patcher.load_device)
     prompt = [
         [torch.randn(1, case.text, case.context), {"pooled_output": torch.randn(1, case.pooled), "guidance": 1.0}]
     ]
+    return _of_steps(
+        lambda: predict(patcher, x, torch.tensor([0.5]), [prompt]).square().mean(), parameters, patcher.load_device
+    )
+
+
+def measured_task(task: Task, sample: Prepared, device: torch.device) -> Measured:
+    """What a step of a training costs, of one sample."""
+    parameters = [value for module in task.modules().values() for value in module.parameters() if value.requires_grad]
+    with host_in_training():
+        return _of_steps(lambda: task.losses([sample], [0])["loss"].mean(), parameters, device)
+
+
+def _of_steps(loss: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor], device: torch.device) -> Measured:
+    """One step for its memory, which also chooses kernels, then some for their time; the fastest counts."""
 
     def forth() -> torch.Tensor:
         for value in parameters:
             value.grad = None
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            return predict(patcher, x, torch.tensor([0.5]), [prompt]).square().mean()
+            return loss()
 
     def step() -> None:
         forth().backward()
@@ -210,16 +224,17 @@ def _measured(case: Case, patcher: ModelPatcher, parameters: list[torch.Tensor])
             torch.cuda.synchronize(device)
 
     with TensorMemory() as memory:
-        loss = forth()
+        found = forth()
         held = memory.alive
-        loss.backward()
-        del loss
+        found.backward()
+        del found
     gc.collect()
-    repeats = 2 if device.type == "cpu" else 5
-    return Measured(min(_timed(step) for _ in range(repeats)), memory.peak, held)
+    # On a processor its time, which other work on the machine disturbs far less than the clock on the wall.
+    clock, repeats = (time.process_time, 2) if device.type == "cpu" else (time.perf_counter, 5)
+    return Measured(min(_timed(step, clock) for _ in range(repeats)), memory.peak, held)
 
 
-def _timed(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def _timed(call: Callable[[], None], clock: Callable[[], float]) -> float:
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start

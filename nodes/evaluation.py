@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..evaluation.oks import PersonScore, frame_scores
+from ..evaluation.oks_rows import oks_rows
 from ..evaluation.results import Measurement
 from .evaluation_report import EnsembleEvaluationReport
 from .evaluation_rows import (
@@ -72,24 +71,13 @@ class EnsembleOKS(io.ComfyNode):
         keys, names = picture_keys(key, len(frames)), lines(subjects)
         rows: list[Measurement] = []
         for frame, reference, name in zip(frames, each, keys, strict=True):
-            scores = spoken(node, "pose", lambda frame=frame, reference=reference: frame_scores(frame, reference))
-            rows += _person_rows(name, names, scores)
+            blank = Measurement("OKS", None, name)
+            rows += spoken(
+                node,
+                "pose",
+                lambda blank=blank, frame=frame, reference=reference: oks_rows(blank, names, frame, reference),
+            )
         return measured(cls, rows)
-
-
-def _person_rows(key: str, names: Sequence[str], scores: Sequence[PersonScore]) -> list[Measurement]:
-    if not scores:
-        return [Measurement("OKS", None, key, note="nobody is in the reference")]
-    return [
-        Measurement(
-            "OKS",
-            person.score,
-            key,
-            subject=names[number] if number < len(names) else f"person {number + 1}",
-            note=person.note,
-        )
-        for number, person in enumerate(scores)
-    ]
 
 
 NODES: list[type[io.ComfyNode]] = [EnsembleOKS, EnsembleSimilarity, EnsembleEvaluationReport]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy.clip_vision import ClipVisionModel
@@ -27,7 +27,6 @@ from .evaluation_models import (
     model_choices,
     model_path,
 )
-from .evaluation_pairs import Comparison, Scene, comparisons
 from .evaluation_rows import (
     CATEGORY,
     key_input,
@@ -40,6 +39,9 @@ from .evaluation_rows import (
     subjects_input,
 )
 from .types import POSE
+
+if TYPE_CHECKING:
+    from .evaluation_pairs import Comparison
 
 
 class EnsembleSimilarity(io.ComfyNode):
@@ -171,6 +173,8 @@ class EnsembleSimilarity(io.ComfyNode):
         reference_pose: Any = None,
         key: str = "",
     ) -> io.NodeOutput:
+        from .evaluation_pairs import Scene, comparisons  # and what finds people and faces; no start needs it
+
         node = cls.DISPLAY_NAME
         check_metric(node, metric)
         kind = METRICS[metric].kind

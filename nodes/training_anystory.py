@@ -1,9 +1,12 @@
-"""Training AnyStory on SDXL: first what looks at the subjects, then what finds their places."""
+"""Training AnyStory on SDXL: first what looks at the subjects, then what finds their places.
+
+The trainers are imported where they are used: dozens of modules that no start of ComfyUI needs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
@@ -11,13 +14,14 @@ from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
 from ..attention_patches.anystory_file import AnyStory, make_anystory
-from ..training.anystory_encoder import AnyStoryEncoderConfig, anystory_encoder
-from ..training.anystory_router import AnyStoryRouterConfig, anystory_router
-from ..training.anystory_task import AnyStoryTask
+from ..training.anystory_config import AnyStoryEncoderConfig, AnyStoryRouterConfig
 from ..training.config import TrainingConfig
 from ..training.data import TrainingData
-from .training_run import check_config, config_input, config_sentence, run_training
+from .training_config import check_config, config_input, config_sentence
 from .types import ANYSTORY, DATA
+
+if TYPE_CHECKING:
+    from ..training.anystory_task import AnyStoryTask
 
 
 def _inputs(data: str, config: io.String.Input) -> list[io.Input]:
@@ -41,6 +45,8 @@ def _outputs() -> list[io.Output]:
 def _train(
     node: str, build: Callable[[], tuple[AnyStoryTask, TrainingData]], settings: TrainingConfig
 ) -> io.NodeOutput:
+    from .training_run import run_training
+
     tasks: list[AnyStoryTask] = []
 
     def build_and_keep() -> tuple[Any, TrainingData]:
@@ -104,6 +110,8 @@ class EnsembleTrainAnyStoryEncoder(io.ComfyNode):
         config: str,
         anystory: AnyStory | None = None,
     ) -> io.NodeOutput:
+        from ..training.anystory_encoder import anystory_encoder
+
         settings = check_config(cls.DISPLAY_NAME, AnyStoryEncoderConfig, config)
         return _train(
             cls.DISPLAY_NAME,
@@ -159,6 +167,8 @@ class EnsembleTrainAnyStoryRouter(io.ComfyNode):
         config: str,
         anystory: AnyStory,
     ) -> io.NodeOutput:
+        from ..training.anystory_router import anystory_router
+
         settings = check_config(cls.DISPLAY_NAME, AnyStoryRouterConfig, config)
         return _train(
             cls.DISPLAY_NAME,

@@ -1,10 +1,13 @@
-"""Training data out of pictures: captions with boxes, pictures of the same subject, and a folder's whole construction."""
+"""Training data out of pictures: captions with boxes, pictures of the same subject, and a folder's whole construction.
+
+What constructs is imported where it is used: dozens of modules that no start of ComfyUI needs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import comfy.utils
 import folder_paths
@@ -14,7 +17,6 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..batch.journal import JournalError
 from ..models_info.files import is_file_name
 from ..models_info.registry import (
     CAPTIONERS,
@@ -24,18 +26,15 @@ from ..models_info.registry import (
     find_openpose,
     list_folders,
 )
-from ..training.construction.build import MANIFEST, Built, build, summary_lines
-from ..training.construction.captioners import FILES, FlorenceCaptioner, find_captioner
-from ..training.construction.items import find_items
-from ..training.construction.mining import same_subject_pairs, thumbnail
-from ..training.construction.models import Models, PoseFinder, Vision
 from ..training.construction.settings import BuildConfig, read_build_config
-from ..training.construction.shots import find_files
-from ..training.construction.steps import ItemError, Report
 from ..training.errors import TrainingError
 from .errors import InputError, require_packages, require_text, sentence_or_true
 from .notes import with_note
 from .types import SAM
+
+if TYPE_CHECKING:
+    from ..training.construction.build import Built
+    from ..training.construction.captioners import FlorenceCaptioner
 
 BESIDE = "files beside the pictures"  # what the choice `FILES` is called in the page
 Result = TypeVar("Result")
@@ -100,6 +99,9 @@ class EnsembleCaptionBoxes(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: torch.Tensor, captioner: str, smallest: float = BuildConfig.min_subject) -> io.NodeOutput:
+        from ..training.construction.items import find_items
+        from ..training.construction.steps import ItemError
+
         model = _captioner(cls.DISPLAY_NAME, captioner)
         progress = comfy.utils.ProgressBar(len(image))
         captions, boxes, tables = [], [], []
@@ -118,6 +120,8 @@ class EnsembleCaptionBoxes(io.ComfyNode):
 
 
 def _captioner(node: str, name: str) -> FlorenceCaptioner:
+    from ..training.construction.captioners import FlorenceCaptioner, find_captioner
+
     found = _spoken(node, lambda: find_captioner(name))
     if not isinstance(found, FlorenceCaptioner):
         raise InputError(node, "captioner", f"'{name}' is no model; choose a folder of models/{CAPTIONERS}")
@@ -207,6 +211,9 @@ class EnsembleSameSubjectPairs(io.ComfyNode):
         neighbours: Sequence[int] = (BuildConfig.neighbours,),
         duplicates: Sequence[float] = (BuildConfig.duplicates,),
     ) -> io.NodeOutput:
+        from ..training.construction.mining import same_subject_pairs, thumbnail
+        from ..training.construction.models import Vision
+
         pictures = [picture[None, ..., :3] for batch in image for picture in batch]
         if len(pictures) < 2:
             raise InputError(cls.DISPLAY_NAME, "image", "it is a single picture; connect a list or a batch of them")
@@ -323,6 +330,9 @@ class EnsembleBuildTrainingData(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, name: str | None = None, **_: Any) -> Any:
         """Changes when a picture in the folder does, and where the data was taken away."""
+        from ..training.construction.build import MANIFEST
+        from ..training.construction.shots import find_files
+
         if folder is None or name is None or folder not in _folders() or not is_file_name(name):
             return None
         files = find_files(_folder(folder), _out(name))
@@ -340,6 +350,12 @@ class EnsembleBuildTrainingData(io.ComfyNode):
         face_vision: ClipVisionModel | None = None,
         config: str = "",
     ) -> io.NodeOutput:
+        from ..batch.journal import JournalError
+        from ..training.construction.build import build, summary_lines
+        from ..training.construction.captioners import FILES, find_captioner
+        from ..training.construction.models import Models, PoseFinder, Vision
+        from ..training.construction.steps import Report
+
         settings = _config(config)
         pose_finder = PoseFinder(_openpose()) if poses and settings.poses else None
         models = Models(

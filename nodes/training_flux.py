@@ -1,4 +1,7 @@
-"""Training on FLUX: ASTRA and One-for-All."""
+"""Training on FLUX: ASTRA and One-for-All.
+
+The trainers are imported where they are used: dozens of modules that no start of ComfyUI needs.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 
-from ..training.astra import ASTRAConfig, astra
+from ..training.astra_config import ASTRAConfig
 from ..training.data import TrainingData
-from ..training.one_for_all import OneForAllConfig, one_for_all
-from .training_run import check_config, config_input, config_sentence, run_training
+from ..training.one_for_all_config import OneForAllConfig
+from .training_config import check_config, config_input, config_sentence
 from .types import DATA, WEIGHTS
 
 
@@ -63,6 +66,9 @@ class EnsembleTrainASTRA(io.ComfyNode):
         data: TrainingData,
         config: str,
     ) -> io.NodeOutput:
+        from ..training.astra import astra
+        from .training_run import run_training
+
         settings = check_config(cls.DISPLAY_NAME, ASTRAConfig, config)
         result, plot = run_training(
             cls.DISPLAY_NAME, lambda: astra(model, vae, clip, clip_vision, data, settings), settings
@@ -113,6 +119,9 @@ class EnsembleTrainOneForAll(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, vae: VAE, clip: CLIP, data: TrainingData, config: str) -> io.NodeOutput:
+        from ..training.one_for_all import one_for_all
+        from .training_run import run_training
+
         settings = check_config(cls.DISPLAY_NAME, OneForAllConfig, config)
         result, plot = run_training(cls.DISPLAY_NAME, lambda: one_for_all(model, vae, clip, data, settings), settings)
         return io.NodeOutput(result.weights, plot)

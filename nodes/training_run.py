@@ -1,4 +1,4 @@
-"""What the training nodes have in common: a training run inside ComfyUI."""
+"""A training run inside ComfyUI, for the training nodes; imported where one runs, with all that a training needs."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 import numpy as np
 import torch
-from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ..training.config import TrainingConfig, read_config
+from ..training.config import TrainingConfig
 from ..training.data import TrainingData
 from ..training.errors import TrainingError
 from ..training.loop import TrainingResult, train
@@ -26,41 +25,10 @@ from ..training.loss_plot import loss_plot
 from ..training.progress import Progress
 from ..training.task import Task
 from ..training.terminal import progress_line
-from .errors import InputError, sentence_or_true
-
-Config = TypeVar("Config", bound=TrainingConfig)
+from .errors import InputError
 
 RUNS = "ensemble_training"  # below ComfyUI's output folder
 PREVIEW_SECONDS = 2.0
-
-
-def config_input(config: type[TrainingConfig], settings: str) -> io.String.Input:
-    """The input `config` of a training node; `settings` are some that an artist may want to change, in words."""
-    return io.String.Input(
-        "config",
-        default="",
-        multiline=True,
-        tooltip="Settings as JSON; what is left out is as in the paper, and so is all of it where this is empty."
-        f" {settings} Another name for the run begins another one; the same name continues it.",
-        placeholder=f'{{"run": "my_run", "steps": {config.steps}, "learning_rate": {config.learning_rate}}}',
-    )
-
-
-def check_config(node: str, config: type[Config], text: str) -> Config:
-    """The settings of a node's input `config`.
-
-    Raises:
-        InputError: they will not do.
-    """
-    try:
-        return read_config(config, text)
-    except TrainingError as error:
-        raise InputError(node, "config", str(error)) from None
-
-
-def config_sentence(node: str, config: type[TrainingConfig], text: str | None) -> bool | str:
-    """What `validate_inputs` returns about the input `config`."""
-    return sentence_or_true(lambda given: check_config(node, config, given), text)
 
 
 def run_training(

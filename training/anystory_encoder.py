@@ -17,9 +17,8 @@ has not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from comfy.clip_vision import ClipVisionModel
@@ -29,65 +28,24 @@ from comfy.sd import CLIP, VAE
 from ..attention_patches.anystory_assign import GivenMasks, everywhere
 from ..attention_patches.anystory_file import AnyStory, make_anystory
 from ..attention_patches.anystory_injection import injection_from_base
-from ..attention_patches.anystory_network import SDXL_ANYSTORY, AnyStoryConfig, fresh_anystory
+from ..attention_patches.anystory_network import AnyStoryConfig, fresh_anystory
 from ..attention_patches.anystory_rows import RowCall, RowSubjects, with_rows
-from ..attention_patches.reference_net import LATENT_FACTOR, unet_sizes
+from ..attention_patches.reference_net import unet_sizes
 from ..attention_patches.unet_layers import attention_layers
+from .anystory_config import MASKS, PICTURE, AnyStoryEncoderConfig
 from .anystory_subjects import gather_masks, gather_subjects, require_subjects
 from .anystory_task import OPTIONS, AnyStoryTask, check_models, check_vision
 from .augment import dropped
-from .config import at_least, share
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
-from .errors import TrainingError
 from .groups import grouped, in_batch_order
 from .randomness import generator
 from .sample import TrainingSample
 from .sdxl_encoding import SDXLEncoders
-from .sdxl_task import SDXLConfig, check_encoders, diffusion_loss, noisy_rows
+from .sdxl_task import check_encoders, diffusion_loss, noisy_rows
 from .task import Prepared
 
-PICTURE, MASKS = "picture", "masks"
 TRAINED = ("encoder", "reference_net", "injection")
-
-
-@dataclass(frozen=True)
-class AnyStoryEncoderConfig(SDXLConfig):
-    """The paper's numbers; where it prints none (widths, steps), a choice of ours.
-
-    Attributes:
-        regions: where a subject's features go; see above.
-        reference_dropout: share of samples that learn without the ReferenceNet's features.
-        queries, qformer_width, qformer_heads, qformer_layers, router_width, reference_size: of a fresh network; see
-            `AnyStoryConfig`.
-    """
-
-    steps: int = 100_000
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    condition_dropout: float = 0.1
-    regions: Literal["picture", "masks"] = PICTURE
-    reference_dropout: float = 0.0
-    queries: int = SDXL_ANYSTORY.queries
-    qformer_width: int = SDXL_ANYSTORY.qformer_width
-    qformer_heads: int = SDXL_ANYSTORY.qformer_heads
-    qformer_layers: int = SDXL_ANYSTORY.qformer_layers
-    router_width: int = SDXL_ANYSTORY.router_width
-    reference_size: int = SDXL_ANYSTORY.reference_size
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share(self, "reference_dropout")
-        for name in ("queries", "qformer_width", "qformer_heads", "qformer_layers", "router_width"):
-            at_least(self, name, 1)
-        if self.qformer_width % self.qformer_heads:
-            raise TrainingError(
-                f"qformer_width is {self.qformer_width}, which {self.qformer_heads} heads do not divide; choose"
-                " qformer_heads that do"
-            )
-        at_least(self, "reference_size", 4 * LATENT_FACTOR)
-        if self.reference_size % LATENT_FACTOR:
-            raise TrainingError(f"reference_size is {self.reference_size}; it must be a multiple of {LATENT_FACTOR}")
 
 
 class AnyStoryEncoderTask(AnyStoryTask):

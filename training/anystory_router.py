@@ -12,7 +12,6 @@ them would hang on the resolution; and the routing loss is a mean over the layer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,44 +25,20 @@ from ..attention_patches.anystory_file import AnyStory
 from ..attention_patches.anystory_router import gumbel_noise
 from ..attention_patches.anystory_rows import RowCall, RowSubjects, with_rows
 from ..attention_patches.unet_layers import AttentionLayer
+from .anystory_config import AnyStoryRouterConfig
 from .anystory_subjects import Subjects, gather_masks, gather_subjects, require_subjects
 from .anystory_task import OPTIONS, AnyStoryTask, check_models
 from .augment import dropped
-from .config import at_least
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
-from .errors import TrainingError
 from .groups import grouped, in_batch_order
 from .randomness import generator
 from .sample import TrainingSample
 from .sdxl_encoding import SDXLEncoders
-from .sdxl_task import SDXLConfig, diffusion_loss, noisy_rows
+from .sdxl_task import diffusion_loss, noisy_rows
 from .task import Prepared
 
 TRAINED = ("router_encoder", "routers")
-
-
-@dataclass(frozen=True)
-class AnyStoryRouterConfig(SDXLConfig):
-    """The paper's numbers; where it prints none (steps, temperature), a choice of ours.
-
-    Attributes:
-        routing_weight: lambda of Eq. 4.
-        temperature: of the Gumbel-softmax.
-    """
-
-    steps: int = 30_000
-    batch_size: int = 64
-    learning_rate: float = 1e-4
-    condition_dropout: float = 0.1
-    routing_weight: float = 0.1
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "routing_weight", 0)
-        if not 0 < self.temperature < float("inf"):
-            raise TrainingError(f"temperature is {self.temperature}; it must be above 0, such as 1")
 
 
 def routing_loss(logits: torch.Tensor, owners: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:

@@ -114,6 +114,7 @@ class AnyStoryTask:
         """What a resumed run must find unchanged."""
         return {
             "model": self.model.identity(),
+            **self.encoders.identity(),
             "anystory": self.start,
             "sizes": json.dumps(dataclasses.asdict(self.sizes), sort_keys=True),
         }

@@ -63,8 +63,21 @@ def add_keep_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def load_keep(chosen: argparse.Namespace) -> Keep | None:
-    """How encodings are kept as the arguments ask for it; None where they do not."""
-    return None if chosen.encodings is None else keep_in_folder(chosen.encodings)
+    """How encodings are kept as the arguments ask for it; None where they do not.
+
+    Raises:
+        TrainingError: they cannot be kept in what is given.
+    """
+    if chosen.encodings is None:
+        return None
+    try:
+        chosen.encodings.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"--encodings {chosen.encodings}: there can be no such folder ({error.strerror}); give another one, or leave"
+            " --encodings out"
+        ) from None
+    return keep_in_folder(chosen.encodings)
 
 
 def load_data(chosen: argparse.Namespace, config: TrainingConfig) -> TrainingData:

@@ -7,8 +7,8 @@ references. The adapters that learn are the ones that EURoPE Positions and DSM h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy.clip_vision import ClipVisionModel
@@ -17,68 +17,22 @@ from comfy.sd import CLIP, VAE
 
 from ..attention_patches.dsm import KEY as DSM_KEY
 from ..attention_patches.dsm import apply_dsm, item_mask, modulation
-from ..attention_patches.dsm_adapter import FLUX_DSM
 from ..attention_patches.dsm_file import dsm_metadata
-from ..attention_patches.europe import EUROPE, apply_europe
+from ..attention_patches.europe import apply_europe
 from ..attention_patches.layout import Layout
 from ..models_info.registry import DSM_ADAPTERS
 from .adapters import LORAS, continue_lora
 from .astra_adapter import dsm_to_train
+from .astra_config import ASTRAConfig
 from .augment import dropped
-from .config import at_least, share
 from .data import TrainingData
 from .encoding import Keep, keep_in_memory
-from .errors import TrainingError
-from .flux_config import FluxConfig
 from .flux_encoding import FluxEncoders, subject_names
 from .flux_setup import drawn_data, flux_encoders, shown_sample
 from .flux_task import Absent, FluxTask, require_smaller_references
 from .model import TrainableModel
 from .sample import TrainingSample
 from .task import Prepared, WeightFile, Weights
-
-
-@dataclass(frozen=True)
-class ASTRAConfig(FluxConfig):
-    """The paper's numbers; where it prints none (learning rate, sizes of DSM, dropout), a choice of ours.
-
-    Attributes:
-        lora_rank: of the LoRA.
-        mode: where references and pose map stand. The symmetric modes are rows of the paper's Table 4.
-        dsm: whether there is a DSM; without, it is a row of Table 4.
-        dsm_width, dsm_heads, dsm_subjects: of a fresh DSM: of its trunk, and the most subjects it can tell apart.
-        dsm_layers: layers of the CLIP vision model that a fresh DSM reads, counted from 0; empty for four of them, a quarter of
-            the model apart.
-        dsm_dropout: share of samples that learn without DSM's features.
-        per_item: the words that describe a subject look at that subject only, as with DSM's `per_item`.
-        lora, dsm_name: files in models/loras and models/ensemble_dsm to begin with; empty for fresh ones.
-    """
-
-    steps: int = 100_000
-    batch_size: int = 1
-    learning_rate: float = 1e-5
-    pose_dropout: float = 0.1
-    lora_rank: int = 512
-    mode: Literal["EURoPE", "symmetric RoPE", "symmetric UnoPE"] = EUROPE
-    dsm: bool = True
-    dsm_width: int = FLUX_DSM.width
-    dsm_heads: int = FLUX_DSM.heads
-    dsm_layers: tuple[int, ...] = ()
-    dsm_subjects: int = FLUX_DSM.subjects
-    dsm_dropout: float = 0.0
-    per_item: bool = False
-    lora: str = ""
-    dsm_name: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("lora_rank", "dsm_width", "dsm_heads", "dsm_subjects"):
-            at_least(self, name, 1)
-        share(self, "dsm_dropout")
-        if self.dsm_width % self.dsm_heads:
-            raise TrainingError(
-                f"dsm_width is {self.dsm_width} and dsm_heads {self.dsm_heads}; choose a width that they divide"
-            )
 
 
 class ASTRA(FluxTask):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from comfy.clip_model import CLIPVisionModelProjection
 from comfy.clip_vision import ClipVisionModel
@@ -15,10 +14,8 @@ from ..attention_patches.dsm_file import load_dsm, make_dsm
 from ..attention_patches.flux_call import flux_network
 from ..models_info.registry import DSM_ADAPTERS
 from .adapters import existing_file, resident
+from .astra_config import ASTRAConfig
 from .errors import TrainingError
-
-if TYPE_CHECKING:
-    from .astra import ASTRAConfig
 
 
 def dsm_to_train(model: ModelPatcher, clip_vision: ClipVisionModel | None, config: ASTRAConfig) -> ModelPatcher:

@@ -14,9 +14,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from .config import TrainingConfig, read_config
+from .config import TrainingConfig, read_config, read_config_file
 from .distributed import OneProcess, join_processes
 from .errors import TrainingError
 from .loop import train
@@ -47,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if given else 2
         trainer = find_trainer(given[0])
         chosen = _parser(given[0], trainer).parse_args(given[1:])
-        config = read_config(trainer.config, chosen.config.read_text(encoding="utf-8") if chosen.config else "")
+        config = read_config_file(chosen.config, partial(read_config, trainer.config))
         if chosen.save_as is not None:
             check_name(chosen.save_as)
         processes = join_processes(chosen.fsdp)  # before the host looks for its device
-    except (TrainingError, OSError) as error:
+    except TrainingError as error:
         _say(f"{error}.")
         return 2
     try:

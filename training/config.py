@@ -1,9 +1,9 @@
 """The settings of a training, read from JSON: the same text in a node's `config` and in the command line's file.
 
-Every trainer has a subclass of `TrainingConfig` in its own module, a frozen dataclass with the paper's numbers as
-defaults and its own settings added. Types that `read_config` understands: int, float, bool, str, Literal, tuples, and
-dicts with text as keys. Literals are checked here; other values of its own a subclass checks in `__post_init__`, where it calls
-the inherited one.
+Every trainer has a subclass of `TrainingConfig`, a frozen dataclass with the paper's numbers as defaults and its own settings
+added. Where a node shows them it is in a module without the trainer, which only a training loads. Types that `read_config`
+understands: int, float, bool, str, Literal, tuples, and dicts with text as keys. Literals are checked here; other values of its
+own a subclass checks in `__post_init__`, where it calls the inherited one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import difflib
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..models_info.files import is_file_name
@@ -106,6 +107,7 @@ class TrainingConfig:
 
 
 Config = TypeVar("Config", bound=TrainingConfig)
+Settings = TypeVar("Settings")
 
 
 def at_least(config: TrainingConfig, name: str, least: float) -> None:
@@ -136,6 +138,31 @@ def read_config(cls: type[Config], source: str | Mapping[str, Any]) -> Config:
             remedy = f"'{close[0]}' is probably meant" if close else f"there are: {', '.join(known)}"
             raise TrainingError(f"there is no setting '{name}'; {remedy}")
     return cls(**{name: _convert(name, value, known[name]) for name, value in settings.items()})
+
+
+def read_config_file(path: Path | None, read: Callable[[str], Settings]) -> Settings:
+    """What `read` makes of the text that a command's --config names; of none, where there is no file.
+
+    Raises:
+        TrainingError: the file cannot be read, or `read` does not take its text.
+    """
+    if path is None:
+        return read("")
+    try:
+        return read(_text(path))
+    except TrainingError as error:
+        raise TrainingError(f"--config {path}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise TrainingError("it is not in UTF-8; save it again in that encoding") from None
+    except OSError as error:
+        raise TrainingError(
+            f"it cannot be read ({error.strerror}); give a JSON file of settings, or leave --config out"
+        ) from None
 
 
 def _parse(text: str) -> Mapping[str, Any]:

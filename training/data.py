@@ -17,13 +17,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from .augment import augment_reference
 from .buckets import STEP, Size, nearest_bucket
+from .categories import ONE_FOR_ALL
 from .fitting import fit_sample
 from .order import batch_place, dealt, endless
 from .pictures import DataError as DataError
 from .randomness import generator
 from .sample import Source, TrainingSample
 
-ONE_FOR_ALL = {"face": 2, "upper garment": 2, "lower garment": 2, "bag": 1}  # section 4.1
 DEALS_A_WINDOW = 16  # of balanced data, sorted into buckets at a time
 SEARCHED = 4096  # samples of a source without a list that are looked through for a category
 SEARCHED_FIRST = 128  # of them, before the training begins
@@ -259,8 +259,9 @@ class TrainingData:
 def _lacks(category: str, ratios: Mapping[str, int]) -> DataError:
     wanted = ", ".join(f"{count} {name}" for name, count in ratios.items())
     return DataError(
-        f"no subject is of the category '{category}', but the training draws {wanted} in turn; add subjects of this"
-        " category, or leave it out of the ratios"
+        f"no subject is of the category '{category}', but the training draws {wanted} in turn; add subjects of it to"
+        " the manifest, choose the puppets whose subjects are items (--puppets-kind items, or puppets: items on the node Training"
+        " Data), or leave it out of the setting categories"
     )
 
 

@@ -7,79 +7,33 @@ Condition Positions and DAM hook in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
 from ..attention_patches.adapter_file import AdapterError
-from ..attention_patches.condition_positions import CCPA, EQUATION_3, apply_condition_positions
-from ..attention_patches.condition_slots import CATEGORY_SLOTS, assign_slots
+from ..attention_patches.condition_positions import apply_condition_positions
+from ..attention_patches.condition_slots import assign_slots
 from ..attention_patches.dam import apply_dam
 from ..attention_patches.dam_file import dam_metadata, load_dam, make_dam
-from ..attention_patches.dam_generator import FLUX_DAM, T_MIN, DAMConfig, fresh_dam
+from ..attention_patches.dam_generator import DAMConfig, fresh_dam
 from ..attention_patches.flux_call import flux_network
 from ..attention_patches.layout import Layout
 from ..models_info.registry import DAM_ADAPTERS
 from .adapters import LORAS, continue_lora, existing_file, resident
-from .config import at_least
-from .data import ONE_FOR_ALL, TrainingData
+from .data import TrainingData
 from .encoding import Keep, keep_in_memory
 from .errors import TrainingError
-from .flux_config import FluxConfig
 from .flux_encoding import FluxEncoders
 from .flux_setup import drawn_data, flux_encoders, shown_sample
 from .flux_task import FluxTask
 from .model import TrainableModel
+from .one_for_all_config import OneForAllConfig
 from .sample import TrainingSample
 from .task import Prepared, WeightFile, Weights
-
-
-@dataclass(frozen=True)
-class OneForAllConfig(FluxConfig):
-    """The paper's numbers; where it prints none (sizes of DAM), a choice of ours.
-
-    Attributes:
-        lora_rank: of the LoRA.
-        categories: how many of so many samples show each category.
-        scheme, item_anchor: where references and the words that describe them stand, as on Condition Positions. All but the
-            first of each are rows of the paper's Table 4, or another reading of its Eq. 3.
-        dam: whether there are temperature generators; without, it is a row of the paper's Table 4.
-        dam_width: of the hidden layers of fresh generators.
-        t_min: the smallest temperature of fresh generators.
-        pose_maps: whether the model is given pose maps too, which the paper has none of.
-        lora, dam_name: files in models/loras and models/ensemble_dam to begin with; empty for fresh ones.
-    """
-
-    steps: int = 30_000
-    batch_size: int = 16
-    learning_rate: float = 5e-6
-    lora_rank: int = 512
-    categories: dict[str, int] = field(default_factory=lambda: dict(ONE_FOR_ALL))
-    scheme: Literal["condition ids + CCPA", "condition ids", "index embeddings", "virtual time"] = CCPA
-    item_anchor: Literal["equation 3", "slot centre"] = EQUATION_3
-    dam: bool = True
-    dam_width: int = FLUX_DAM.width
-    t_min: float = T_MIN
-    pose_maps: bool = False
-    lora: str = ""
-    dam_name: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("lora_rank", "dam_width"):
-            at_least(self, name, 1)
-        if not 0 < self.t_min < 1:
-            raise TrainingError(f"t_min is {self.t_min}; it must lie between 0 and 1")
-        if not any(count > 0 for count in self.categories.values()) or min(self.categories.values()) < 0:
-            raise TrainingError('categories names none to learn from; write it like {"face": 2, "bag": 1}')
-        for category in self.categories:
-            if category not in CATEGORY_SLOTS:
-                raise TrainingError(
-                    f"categories holds '{category}', which has no place; choose among: {', '.join(CATEGORY_SLOTS)}"
-                )
 
 
 class OneForAll(FluxTask):

@@ -12,17 +12,21 @@ from filelock import FileLock, Timeout
 from .config import FREE_TO_CHANGE
 from .errors import TrainingError
 
+# The input that a part of a task's identity comes by; all else is about the model.
+_INPUTS = {"vae": "vae", "text encoder": "clip", "CLIP vision": "clip_vision", "anystory": "anystory"}
+
 
 def check_same(now: Mapping[str, Any], then: Mapping[str, Any], run: str) -> None:
     """Raise unless a checkpoint's run and this one have the same configuration, model and data."""
     remedy = "give this one another name (run), or begin afresh"
-    for part, input_name in (("config", "config"), ("task", "model")):
+    for part in ("config", "task"):
         was, is_ = then.get(part, {}), now[part]
         # A setting that is free now may not have been when an older version wrote the checkpoint.
         free = FREE_TO_CHANGE if part == "config" else frozenset()
-        for name in sorted((was.keys() | is_.keys()) - free):
-            if was.get(name) != is_.get(name):
+        for name in {**is_, **was}:  # a task's model first: what grows from it differs with it
+            if name not in free and was.get(name) != is_.get(name):
                 difference = f"{name} {was.get(name)}, not {is_.get(name)}"
+                input_name = "config" if part == "config" else _INPUTS.get(name, "model")
                 raise TrainingError(f"there is a run '{run}' already, with {difference}; {remedy}", input_name)
     if then.get("data") != now["data"]:
         raise TrainingError(f"there is a run '{run}' already, with other training data; {remedy}", "data")

@@ -19,9 +19,10 @@ from .encoding import Keep, keep_in_memory
 from .groups import grouped, in_batch_order
 from .model import TrainableModel
 from .sample import TrainingSample
+from .sdxl_config import SDXLConfig
 from .sdxl_encoding import SDXLEncoders
 from .sdxl_picture import sample_picture
-from .sdxl_task import SDXLConfig, check_encoders, diffusion_loss, noisy_rows, prepare_target
+from .sdxl_task import check_encoders, diffusion_loss, noisy_rows, prepare_target
 from .task import Prepared, WeightFile, Weights
 
 FOLDER = "diffusion_models"
@@ -54,7 +55,7 @@ class SDXLBaseTask:
         self.model = TrainableModel(model, "full", gradient_checkpointing=config.gradient_checkpointing)
 
     def identity(self) -> dict[str, str]:
-        return {"model": self.model.identity()}
+        return {"model": self.model.identity(), **self.encoders.identity()}
 
     def modules(self) -> dict[str, torch.nn.Module]:
         return self.model.modules()

@@ -19,32 +19,17 @@ from comfy.patcher_extension import WrappersMP
 from ..attention_patches.anystory_call import host_attention
 from ..attention_patches.attention_chain import Attend, add_steps
 from ..attention_patches.unet_layers import attention_layers
-from .config import TrainingConfig, at_least
 from .errors import TrainingError
 from .model import TrainableModel
 from .randomness import generator
 from .sample import TrainingSample
+from .sdxl_config import SDXLConfig
 from .sdxl_encoding import SDXLEncoders
 from .task import Prepared
 from .text_padding import pad_texts, padding_mask
 
 KEY = "ensemble_unet_text_length"
 FIRST = 0  # rank of a step that stands for the plain attention
-
-
-@dataclass(frozen=True)
-class SDXLConfig(TrainingConfig):
-    """Settings of all trainings on SDXL.
-
-    Attributes:
-        min_snr_gamma: of the min-SNR weighting of noise levels; its paper's is 5. 0 for the model's own loss.
-    """
-
-    min_snr_gamma: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, "min_snr_gamma", 0)
 
 
 def prepare_target(model: TrainableModel, encoders: SDXLEncoders, sample: TrainingSample, caption: str) -> Prepared:

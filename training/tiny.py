@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import comfy.ldm.modules.diffusionmodules.openaimodel
 import comfy.ops
 import comfy.taesd.taesd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..attention_patches.anystory_file import write_anystory
@@ -49,6 +51,7 @@ from ..models_info.registry import (
 from ..models_info.tiny_sdxl import UNET_CONFIG as SDXL_CONFIG
 from ..models_info.tiny_sdxl import TinySDXL
 from ..models_info.tiny_vision import CONFIG as VISION_CONFIG
+from .checkpoint import system_reason
 
 HIDDEN = 256  # two heads of FLUX's 128
 CONTEXT = 384  # all-MiniLM-L6-v2
@@ -214,17 +217,27 @@ _WRITERS: dict[ModelFile, Callable[[Path, int], None]] = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when the files are written, 2 when they cannot be."""
     parser = argparse.ArgumentParser(
         description="Write random weights into a models folder for those tiny models that do not come trained with the pack."
     )
     parser.add_argument("--models-dir", type=Path, required=True, help="ComfyUI's models folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all", action="store_true", help="random weights for all of them")
-    arguments = parser.parse_args()
-    for path in write_tiny_models(arguments.models_dir, arguments.seed, only_untrained=not arguments.all):
-        print(path)
+    chosen = parser.parse_args(arguments)
+    try:
+        written = write_tiny_models(chosen.models_dir, chosen.seed, only_untrained=not chosen.all)
+    except (OSError, SafetensorError) as error:
+        print(
+            f"--models-dir {chosen.models_dir}: it cannot be written to ({system_reason(error)}); give another folder, or make"
+            " this one a folder that can be written to and has room.",
+            file=sys.stderr,
+        )
+        return 2
+    print(*written, sep="\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

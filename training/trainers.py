@@ -18,16 +18,19 @@ from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
-from .anystory_encoder import AnyStoryEncoderConfig, anystory_encoder
-from .anystory_router import AnyStoryRouterConfig, anystory_router
+from .anystory_config import AnyStoryEncoderConfig, AnyStoryRouterConfig
+from .anystory_encoder import anystory_encoder
+from .anystory_router import anystory_router
 from .anystory_task import load_checkpoint
 from .arguments import add_data_arguments, add_keep_argument, add_model_arguments, load_data, load_keep
-from .astra import ASTRAConfig, astra
+from .astra import astra
+from .astra_config import ASTRAConfig
 from .config import TrainingConfig
 from .data import TrainingData
 from .flux_base import FluxBaseConfig, flux_base
 from .models import load_clip, load_flux, load_sdxl, load_vae, load_vision
-from .one_for_all import OneForAllConfig, one_for_all
+from .one_for_all import one_for_all
+from .one_for_all_config import OneForAllConfig
 from .sdxl_base import SDXLBaseConfig, sdxl_base
 from .task import Task
 from .vae import VAEConfig, VAETask, load_taesd

@@ -18,7 +18,7 @@ import comfy.taesd.taesd
 import comfy.utils
 import torch
 
-from .config import TrainingConfig, at_least
+from .config import Schedule, TrainingConfig, at_least
 from .errors import TrainingError
 from .randomness import generator
 from .sample import TrainingSample
@@ -34,7 +34,7 @@ class VAEConfig(TrainingConfig):
     steps: int = 4000
     batch_size: int = 16
     learning_rate: float = 1e-3
-    schedule: str = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: int = 100
     ema_decay: float = 0.999
     latent_channels: int = 16  # 16 as FLUX's, 4 as SDXL's

@@ -5,7 +5,10 @@ from __future__ import annotations
 from devtools.workflow_forms import Link, Node, Note, Workflow
 from devtools.workflow_sources.common import REFERENCE, SIDE, TINY_NOTE, lora, sampling, subject, tiny_models
 
-PROMPT = "a woman in a red striped shirt and blue trousers and a man in a green t-shirt and white trousers standing and chatting with each other, in a park"
+PROMPT = (
+    "a woman in a red striped shirt and blue trousers and a man in a green t-shirt and white trousers standing and chatting with"
+    " each other, in a park"
+)
 
 ASTRA_POSE_AND_IDENTITY = Workflow(
     name="astra_pose_and_identity",

@@ -20,7 +20,8 @@ from PIL import Image
 from server import PromptServer
 
 from comfyui_ensemble.nodes.errors import InputError
-from comfyui_ensemble.nodes.training_run import RUNS, check_config, config_input, config_sentence, run_training
+from comfyui_ensemble.nodes.training_config import check_config, config_input, config_sentence
+from comfyui_ensemble.nodes.training_run import RUNS, run_training
 from comfyui_ensemble.training.errors import TrainingError
 from devtools.toy_training import ToyConfig, ToyTask, toy_data
 

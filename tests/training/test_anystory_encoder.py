@@ -19,12 +19,8 @@ from comfyui_ensemble.models_info.registry import ANYSTORY_NETWORKS
 from comfyui_ensemble.nodes.anystory_encode import EnsembleAnyStoryEncode
 from comfyui_ensemble.nodes.cast import Cast, Subject
 from comfyui_ensemble.training import objectives
-from comfyui_ensemble.training.anystory_encoder import (
-    AnyStoryEncoderConfig,
-    AnyStoryEncoderTask,
-    anystory_encoder,
-    fresh_network,
-)
+from comfyui_ensemble.training.anystory_config import AnyStoryEncoderConfig
+from comfyui_ensemble.training.anystory_encoder import AnyStoryEncoderTask, anystory_encoder, fresh_network
 from comfyui_ensemble.training.config import read_config
 from comfyui_ensemble.training.data import TrainingData
 from comfyui_ensemble.training.errors import TrainingError

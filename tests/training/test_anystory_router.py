@@ -19,9 +19,9 @@ from comfyui_ensemble.attention_patches.anystory_file import load_anystory, make
 from comfyui_ensemble.attention_patches.anystory_router import gumbel_assignment, gumbel_noise, straight_through
 from comfyui_ensemble.attention_patches.anystory_rows import RowCall, weighted_subject_attention, with_rows
 from comfyui_ensemble.models_info.registry import ANYSTORY_NETWORKS
-from comfyui_ensemble.training.anystory_encoder import AnyStoryEncoderConfig, fresh_network
+from comfyui_ensemble.training.anystory_config import AnyStoryEncoderConfig, AnyStoryRouterConfig
+from comfyui_ensemble.training.anystory_encoder import fresh_network
 from comfyui_ensemble.training.anystory_router import (
-    AnyStoryRouterConfig,
     AnyStoryRouterTask,
     anystory_router,
     overlap,

@@ -24,7 +24,8 @@ from comfyui_ensemble.nodes.dsm import EnsembleDSM
 from comfyui_ensemble.nodes.flux import EnsembleEURoPE, EnsembleReferenceLatents
 from comfyui_ensemble.nodes.item_prompt import EnsembleItemPrompt
 from comfyui_ensemble.nodes.pose import EnsemblePoseRender
-from comfyui_ensemble.training.astra import ASTRA, ASTRAConfig, astra
+from comfyui_ensemble.training.astra import ASTRA, astra
+from comfyui_ensemble.training.astra_config import ASTRAConfig
 from comfyui_ensemble.training.config import read_config
 from comfyui_ensemble.training.data import TrainingData
 from comfyui_ensemble.training.errors import TrainingError

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from comfyui_ensemble.training.checkpoint import read_checkpoint
 from comfyui_ensemble.training.command import TRAINERS, main
+from comfyui_ensemble.training.errors import TrainingError
+from comfyui_ensemble.training.shortage import shortage_in_one_sentence
 from devtools.toy_training import TRAINER, command
 
 
@@ -127,7 +129,12 @@ def toy(monkeypatch: pytest.MonkeyPatch):
     [
         (["nothing"], "there is no trainer 'nothing'; choose one of: "),
         (["toy", "--save-as", "../away"], "'../away' cannot be a file's name"),
-        (["toy", "--config", "nowhere.json"], "nowhere.json"),
+        (
+            ["toy", "--config", "nowhere.json"],
+            "--config nowhere.json: it cannot be read (No such file or directory); give a JSON file of settings, or leave"
+            " --config out.",
+        ),
+        (["toy", "--config", os.curdir], f"--config {os.curdir}: it cannot be read ("),
     ],
 )
 def test_bad_arguments(
@@ -138,13 +145,67 @@ def test_bad_arguments(
     assert said in printed and "Traceback" not in printed and len(printed.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"steps": 3}'.encode("utf-16"), "it is not in UTF-8; save it again in that encoding."),
+        (b'{"steps": 3', "it is not JSON (Expecting ',' delimiter: line 1 column 12 (char 11)); write it like"),
+        (b'\xef\xbb\xbf{"steps": 0}', "steps is 0; it must be at least 1."),
+    ],
+)
+def test_a_config_that_will_not_do_is_named(
+    tmp_path: Path, toy: None, capsys: pytest.CaptureFixture[str], content: bytes, said: str
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_bytes(content)
+    assert main(["toy", "--out", str(tmp_path / "out"), "--config", str(config)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"--config {config}: {said}") and len(printed.strip().splitlines()) == 1
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path: Path, toy: None) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"steps": 3}', encoding="utf-8-sig")
+    assert main(["toy", "--out", str(tmp_path / "out"), "--config", str(config)]) == 0
+    assert newest(tmp_path / "out").name == "step-00000003.safetensors"
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below", "taken/below/that"])
+def test_a_folder_that_cannot_be_made(
+    tmp_path: Path, toy: None, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    out = tmp_path / place
+    assert main(["toy", "--out", str(out)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{out} cannot be written to (") and "; give another folder (--out) or " in printed
+    assert len(printed.strip().splitlines()) == 1
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+@pytest.mark.parametrize("place", [".", "out", "out/log.jsonl"])
+def test_a_folder_that_may_not_be_written(tmp_path: Path, place: str) -> None:
+    sentence = r"out cannot be written to \(Permission denied\); give another folder \(--out\) or another name \(run\), or make"
+    with pytest.raises(TrainingError, match=sentence), shortage_in_one_sentence(tmp_path / "out"):
+        raise PermissionError(13, "Permission denied", str(tmp_path / place))
+
+
+def test_an_error_of_the_system_about_something_else_is_not_the_folders(tmp_path: Path) -> None:
+    for error in (PermissionError(13, "Permission denied", str(tmp_path / "model")), OSError(5, "Input/output error")):
+        with pytest.raises(OSError) as raised, shortage_in_one_sentence(tmp_path / "out"):
+            raise error
+        assert raised.value is error
+
+
 def test_a_bad_setting_and_another_run_are_said_in_a_sentence(
     tmp_path: Path, toy: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"learning_rate": NaN}')
     assert main(["toy", "--out", str(tmp_path / "out"), "--config", str(config)]) == 2
-    assert capsys.readouterr().err == "learning_rate is nan; give a number above 0, such as 0.0001.\n"
+    assert (
+        capsys.readouterr().err == f"--config {config}: learning_rate is nan; give a number above 0, such as 0.0001.\n"
+    )
     config.write_text('{"steps": 3}')
     assert main(["toy", "--out", str(tmp_path / "out"), "--config", str(config)]) == 0
     config.write_text('{"steps": 3, "seed": 5}')

@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from comfyui_ensemble.nodes.training_data import PUPPETS
 from comfyui_ensemble.training.buckets import nearest_bucket
 from comfyui_ensemble.training.data import DEALS_A_WINDOW, ONE_FOR_ALL, DataError, Draw, TrainingData
 from comfyui_ensemble.training.manifest_source import ManifestSource
-from comfyui_ensemble.training.puppets import PuppetSource
+from comfyui_ensemble.training.puppets import KeptSamples, PuppetSource
 from comfyui_ensemble.training.sample import TrainingSample
 
 SHAPES = [(90, 60)] * 13 + [(60, 90)] * 7 + [(70, 70)] * 5 + [(120, 50)] * 2
@@ -309,7 +310,9 @@ def test_a_balanced_draw_shows_its_subject_alone(source: ManifestSource):
 
 def test_a_category_that_is_missing_is_a_sentence(source: ManifestSource):
     with pytest.raises(
-        DataError, match="no subject is of the category 'shoes', but the training draws 1 face, 1 shoes in turn"
+        DataError,
+        match=r"no subject is of the category 'shoes', but the training draws 1 face, 1 shoes in turn; add subjects of it to the"
+        r" manifest, .*, or leave it out of the setting categories",
     ):
         TrainingData(source, 64, 48).balanced({"face": 1, "shoes": 1})
     assert TrainingData(source, 64, 48).balanced({"face": 1, "shoes": 0}).ratios == {"face": 1}
@@ -326,6 +329,18 @@ def test_endless_puppets_are_balanced_too():
     assert same(data.load(draws[3]), puppets.balanced().load(draws[3]))
     with pytest.raises(DataError, match="no subject is of the category 'animal'"):
         puppets.balanced({"animal": 1})
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_puppets_as_people_say_how_they_show_things(count: int | None):
+    source = PuppetSource(size=(64, 64), count=count)
+    people = TrainingData(KeptSamples(source, range(count)) if count else source, 64, 32)
+    with pytest.raises(DataError) as caught:
+        people.balanced()
+    said = str(caught.value)
+    (option,) = [name for name, kind in PUPPETS.items() if kind == "items"]
+    assert "no subject is of the category 'face'" in said and "--puppets-kind items" in said and option in said
+    assert TrainingData(PuppetSource(size=(64, 64), kind="items"), 64, 32).balanced().ratios == ONE_FOR_ALL
 
 
 # Loaded samples

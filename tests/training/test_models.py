@@ -15,7 +15,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from comfyui_ensemble.models_info.registry import TINY_FLUX, TINY_SDXL, TINY_SDXL_VAE, TINY_VAE, TINY_VISION, ModelFile
-from comfyui_ensemble.training.arguments import add_data_arguments, add_model_arguments, load_data
+from comfyui_ensemble.training.arguments import (
+    add_data_arguments,
+    add_keep_argument,
+    add_model_arguments,
+    load_data,
+    load_keep,
+)
 from comfyui_ensemble.training.config import TrainingConfig
 from comfyui_ensemble.training.errors import TrainingError
 from comfyui_ensemble.training.models import MINILM, load_clip, load_flux, load_sdxl, load_vae, load_vision
@@ -64,6 +70,7 @@ def test_files_that_will_not_do(tmp_path: Path, load: Any) -> None:
 def parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_model_arguments(parser, "model", "clip", "clip_vision")
+    add_keep_argument(parser)
     add_data_arguments(parser, 128, 64)
     models = ("--model", "m.safetensors", "--clip", "a", "b", "--clip-vision", "v.safetensors")
     return parser.parse_args([*models, *arguments])
@@ -100,3 +107,22 @@ def test_a_manifest_as_data(tmp_path: Path) -> None:
 def test_data_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"--data: there is no file .*; give a manifest, or the word puppets"):
         load_data(parsed("--data", str(tmp_path / "none.jsonl")), TrainingConfig())
+
+
+def test_encodings_are_kept_in_a_folder(tmp_path: Path) -> None:
+    assert load_keep(parsed("--data", "puppets")) is None
+    keep = load_keep(parsed("--data", "puppets", "--encodings", str(tmp_path / "new" / "kept")))
+    assert keep is not None
+    keep("a", lambda: {"x": torch.zeros(2)})
+    assert len(list((tmp_path / "new" / "kept").rglob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_encodings_that_cannot_be_kept(tmp_path: Path, place: str) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(TrainingError) as raised:
+        load_keep(parsed("--data", "puppets", "--encodings", str(tmp_path / place)))
+    said = str(raised.value)
+    assert (
+        said.startswith(f"--encodings {tmp_path / place}: there can be no such folder (") and "give another one" in said
+    )

@@ -28,7 +28,8 @@ from comfyui_ensemble.training.config import read_config
 from comfyui_ensemble.training.data import TrainingData
 from comfyui_ensemble.training.errors import TrainingError
 from comfyui_ensemble.training.flux_task import Absent
-from comfyui_ensemble.training.one_for_all import OneForAll, OneForAllConfig, one_for_all
+from comfyui_ensemble.training.one_for_all import OneForAll, one_for_all
+from comfyui_ensemble.training.one_for_all_config import OneForAllConfig
 from comfyui_ensemble.training.randomness import generator
 from comfyui_ensemble.training.sample import TrainingSample
 from comfyui_ensemble.training.weights import save_weights

@@ -6,7 +6,7 @@ import comfy.model_base
 import torch
 from safetensors.torch import load_file
 
-from comfyui_ensemble.training.tiny import FLUX_CONFIG, write_tiny_models
+from comfyui_ensemble.training.tiny import FLUX_CONFIG, main, write_tiny_models
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path, tiny_models):
@@ -34,3 +34,17 @@ def test_the_files_are_small(tiny_models):
     assert size < 65e6
     for path in tiny_models.rglob("*.safetensors"):
         assert all(torch.isfinite(value.float()).all() for value in load_file(path).values())
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file")
+    assert main(["--models-dir", str(tmp_path / "taken"), "--all"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.strip().splitlines()) == 1
+    assert printed.err.startswith(f"--models-dir {tmp_path / 'taken'}: it cannot be written to (")
+
+
+def test_the_command_writes_what_does_not_come_trained(tmp_path, tiny_models, capsys):
+    assert main(["--models-dir", str(tmp_path)]) == 0
+    written = capsys.readouterr().out.splitlines()
+    assert written and sorted(written) == sorted(str(path) for path in tmp_path.rglob("*.safetensors"))

@@ -147,6 +147,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
     [
         ({"latent_channels": 8}, "latent_channels is 8; choose 16 (FLUX) or 4 (SDXL)"),
         ({"crop": 20}, "crop is 20; choose a multiple of 8"),
+        ({"schedule": "cosign"}, "schedule is 'cosign'; choose one of: constant, linear, cosine"),
         ({"latent_noise": -1.0}, "latent_noise is -1.0; it must be at least 0"),
     ],
 )

@@ -16,8 +16,9 @@ from ...attention_patches.anystory_call import NO_REFERENCES, Settings
 from ...attention_patches.anystory_features import Seen, SubjectFeatures, encode_features
 from ...attention_patches.anystory_file import AnyStory, load_anystory
 from ...attention_patches.anystory_routing import RoutingMaps, partition, shares
-from ..anystory_encoder import AnyStoryEncoderConfig, anystory_encoder
-from ..anystory_router import AnyStoryRouterConfig, anystory_router
+from ..anystory_config import AnyStoryEncoderConfig, AnyStoryRouterConfig
+from ..anystory_encoder import anystory_encoder
+from ..anystory_router import anystory_router
 from ..config import TrainingConfig, read_config
 from ..data import TrainingData
 from ..encoding import Keep, keep_in_folder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..astra import ASTRAConfig, astra
+from ..astra import astra
+from ..astra_config import ASTRAConfig
 from ..flux_config import FIXED
 from .flux_study import FluxStudy
 from .models import Models

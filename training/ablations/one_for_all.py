@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..flux_config import FIXED
-from ..one_for_all import OneForAllConfig, one_for_all
+from ..one_for_all import one_for_all
+from ..one_for_all_config import OneForAllConfig
 from .flux_study import FluxStudy
 from .models import Models
 from .table import Ablation, Claim, Row

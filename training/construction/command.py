@@ -35,6 +35,7 @@ from ...models_info.registry import (
     register_folders,
 )
 from ...models_info.sam import SAMError, load_sam
+from ..config import read_config_file
 from ..errors import TrainingError
 from ..models import load_vision
 from .build import build, summary_lines
@@ -112,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(chosen: argparse.Namespace) -> int:
     register_folders()
-    config = read_build_config(_text(chosen.config) if chosen.config else "")
+    config = read_config_file(chosen.config, read_build_config)
     models = Models(
         captioner=find_captioner(chosen.captioner),
         sam=_sam(_file(chosen.sam, SAMS, SAM_VIT_B)),
@@ -173,13 +174,9 @@ def _judge(chosen: argparse.Namespace) -> Remote:
 
 def _workflow(path: Path) -> Any:
     try:
-        return json.loads(_text(path))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
         raise TrainingError(f"{path.name} is not JSON; save the workflow with Workflow > Export (API)") from None
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig")
 
 
 class Terminal:

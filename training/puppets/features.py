@@ -40,7 +40,7 @@ def area(points: Points, part: str, colour: str, dark_edge: bool = True) -> Feat
     """A polygon (n,), with its dark edge before it."""
     outline = np.asarray(points, dtype=np.complex128)
     sides = _ahead(outline) - outline
-    turns = (sides.conj() * _ahead(sides)).imag
+    turns = np.imag(sides.conj() * _ahead(sides))
     way = Way.CONVEX if turns.min() >= -1e-9 or turns.max() <= 1e-9 else Way.AREA
     edge = (Feature(_grown(outline, sides, EDGE / HEAD_RADIUS), part, colour, way, dark=True),) if dark_edge else ()
     return (*edge, Feature(outline, part, colour, way))
@@ -77,7 +77,7 @@ def _ahead(values: np.ndarray) -> np.ndarray:
 
 def _grown(points: np.ndarray, sides: np.ndarray, reach: float) -> np.ndarray:
     """A polygon with every side `reach` farther out; sharp corners are cut where they would stand out too far."""
-    area = float((points.conj() * _ahead(points)).imag.sum())
+    area = float(np.imag(points.conj() * _ahead(points)).sum())
     normals = sides / np.maximum(np.abs(sides), 1e-9) * (-1j if area > 0 else 1j)
     both = normals + np.concatenate([normals[-1:], normals[:-1]])
     length = np.maximum((both * both.conj()).real / 2, 0.5)  # at most twice as far at a corner

@@ -23,7 +23,7 @@ def skull(shape: str, turn: int) -> Features:
     """Head and ears; `turn` is how many eighths the face looks to the right, 9 for the back of a head."""
     width, height, roundness = HEAD_SHAPES[shape]
     circle = arc(0, 345, 1, 1, count=24)
-    across, tall = (np.sign(axis) * np.abs(axis) ** (2 / roundness) for axis in (circle.real, circle.imag))
+    across, tall = (np.sign(axis) * np.abs(axis) ** (2 / roundness) for axis in (np.real(circle), np.imag(circle)))
     outline = width * across + 1j * height * tall
     sides = [side for side in (-1, 1) if turn == 9 or side * turn < 4]
     ears = [feature for side in sides for feature in area(disc(side * 0.98 * width, -0.05, 0.2), "face", "skin")]

@@ -112,8 +112,8 @@ def _standing(puppet: Puppet, size: int, from_behind: bool) -> tuple[Mark, ...]:
 def _enlarged(marks: Sequence[Mark], size: int) -> list[Mark]:
     """Marks that fill a square of side `size` but for a margin."""
     points = np.concatenate([mark.points.ravel() for mark in marks])
-    low = complex(points.real.min(), points.imag.min())
-    high = complex(points.real.max(), points.imag.max())
+    low = complex(np.real(points).min(), np.imag(points).min())
+    high = complex(np.real(points).max(), np.imag(points).max())
     scale = (1 - 2 * _MARGIN) * size / max((high - low).real, (high - low).imag)
     offset = (1 + 1j) * size / 2 - scale * (low + high) / 2
     return [mark._replace(points=scale * mark.points + offset, thickness=scale * mark.thickness) for mark in marks]

@@ -184,7 +184,7 @@ def things(dice: Dice, scene: Scene) -> tuple[list[str], list[Subject]]:
 
 
 def _is_seen(scene: Scene, number: int, category: str) -> bool:
-    return np.count_nonzero(scene.mask(number, ITEM_PARTS[category])) > _LEAST_SHARE * scene.labels.size
+    return bool(np.count_nonzero(scene.mask(number, ITEM_PARTS[category])) > _LEAST_SHARE * scene.labels.size)
 
 
 def _as_bytes(mask: np.ndarray) -> torch.Tensor:

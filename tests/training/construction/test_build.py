@@ -445,8 +445,13 @@ def test_the_command_says_what_is_wrong(world, bright_sam, tiny_models, tmp_path
     assert "the workflow is not in API form" in said("--workflow", str(tmp_path / "bad.json"))
     (tmp_path / "bad.json").write_text('{"poses": 3}')
     assert "poses is 3; it must be true or false" in said("--config", str(tmp_path / "bad.json"))
-    assert "cannot be read or written" in said("--config", str(tmp_path / "nowhere.json"))
-    (tmp_path / "bad.json").write_text('{"min_side": 32}')
+    missing = str(tmp_path / "nowhere.json")
+    assert said("--config", missing).startswith(f"--config {missing}: it cannot be read (")
+    (tmp_path / "bad.json").write_text('{"min_side": 32}', encoding="utf-16")
+    assert "bad.json: it is not in UTF-8; save it again" in said("--config", str(tmp_path / "bad.json"))
+    (tmp_path / "bad.json").write_text("{")
+    assert "bad.json: it is not JSON" in said("--config", str(tmp_path / "bad.json"))
+    (tmp_path / "bad.json").write_text('{"min_side": 32}', encoding="utf-8-sig")
     assert "body_pose_model.pth is missing" in said("--config", str(tmp_path / "bad.json"))
 
 
