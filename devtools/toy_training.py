@@ -17,6 +17,7 @@ from torch import nn
 from comfyui_ensemble.training.command import main
 from comfyui_ensemble.training.config import TrainingConfig
 from comfyui_ensemble.training.data import TrainingData
+from comfyui_ensemble.training.distributed import end_process
 from comfyui_ensemble.training.randomness import generator
 from comfyui_ensemble.training.sample import TrainingSample
 from comfyui_ensemble.training.task import Prepared, WeightFile, Weights
@@ -138,8 +139,9 @@ def command(
     largest_file: int | None = None,
     environment: Mapping[str, str] | None = None,
     said: Path | None = None,
+    trainer: str = "toy",
 ) -> None:
-    """The real command with this trainer, as a process of its own runs it.
+    """The real command with this trainer or one of the pack's own, as a process of its own runs it.
 
     Args:
         largest_file: in bytes; stands for a full disk.
@@ -153,7 +155,7 @@ def command(
     os.environ.update(environment or {})
     TRAINERS["toy"] = TRAINER
     with said.open("w") if said else nullcontext(sys.stderr) as sys.stderr:
-        sys.exit(main(["toy", *arguments]))
+        end_process(main([trainer, *arguments]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image
 from .benchmarks.folder import read_picture
 from .cases import Box, Case, CaseSubject
 from .crops import Box as Corners
-from .crops import subject_crop
+from .crops import box_of_mask, subject_crop
 from .errors import EvaluationError
 from .faces import Face, cropped_face, posed_face
 from .gather import Gathered
@@ -118,7 +118,10 @@ class Asker:
         self, metric: Metric, case: Case, subject: CaseSubject, blank: Measurement
     ) -> Iterator[Asked | Measurement]:
         find = self._face if metric.kind is Kind.FACE else self._crop
-        found = find(case, subject)
+        try:
+            found = find(case, subject)
+        except EvaluationError as error:  # the others of the picture have their scores
+            found = str(error)
         if isinstance(found, str):
             yield replace(blank, reference=subject.references[0], note=found)
             return
@@ -133,8 +136,9 @@ class Asker:
         picture = self.picture(case)
         if self.whole:
             return picture, ""
-        if subject.box is not None:
-            return subject_crop(picture, in_pixels(subject.box, picture)), ""
+        box, mask = self._place(picture, subject)
+        if box is not None:
+            return subject_crop(picture, box, mask), ""
         if self.detector is None:
             return picture, ""
         words = subject.description or subject.category
@@ -144,6 +148,16 @@ class Asker:
             if box is None
             else (subject_crop(picture, box), f"found by {self.detector.name}")
         )
+
+    def _place(self, picture: torch.Tensor, subject: CaseSubject) -> tuple[Corners | None, torch.Tensor | None]:
+        """Box and mask (H, W) of a subject where the case has them; the box around the mask where it has that alone."""
+        box = None if subject.box is None else _in_pixels(subject.box, picture)
+        if not subject.mask:
+            return box, None
+        pixels = np.asarray(read_picture(self.gathered.file(subject.mask)).convert("L"), np.float32)
+        mask = torch.from_numpy(pixels / 255)
+        around = box_of_mask(picture, mask, f"the mask {subject.mask}")
+        return box or around, mask
 
     def _reference(self, metric: Metric, name: str, subject: CaseSubject, cut_out: bool) -> torch.Tensor | str:
         """What a reference is shown as; or why it cannot be."""
@@ -157,14 +171,16 @@ class Asker:
         return face if isinstance(face, str) else face.picture
 
     def _face(self, case: Case, subject: CaseSubject) -> tuple[torch.Tensor, str] | str:
-        face = self._face_in(case.key, self.picture(case), None if self.whole else subject.box)
+        picture = self.picture(case)
+        box = None if self.whole else self._place(picture, subject)[0]
+        face = self._face_in(case.key, picture, box)
         return face if isinstance(face, str) else (face.picture, face.note)
 
-    def _face_in(self, key: str, picture: torch.Tensor, box: Box | None) -> Face | str:
-        """Somebody's face; or why there is none."""
+    def _face_in(self, key: str, picture: torch.Tensor, box: Corners | None) -> Face | str:
+        """The face of somebody in a box of a picture; or why there is none."""
         frame = None if self.people is None else self.people.find(key, picture)
         if frame is not None:
-            person = person_at(frame, box)
+            person = person_at(frame, None if box is None else _in_shares(box, picture))
             face = None if person is None else posed_face(picture, person)
             return "no face was found" if face is None else face
         if self.detector is None:
@@ -180,14 +196,19 @@ def _subjects(metric: Metric, case: Case) -> list[CaseSubject]:
     return [subject for subject in shown if metric.kind is not Kind.FACE or subject.category in FACES]
 
 
-def in_pixels(box: Box, picture: torch.Tensor) -> tuple[float, float, float, float]:
+def _in_pixels(box: Box, picture: torch.Tensor) -> Corners:
     """A box in shares of a picture (H, W, 3) as left, top, right and bottom in pixels."""
     height, width = picture.shape[:2]
     return box[0] * width, box[1] * height, box[2] * width, box[3] * height
 
 
-def _cut(picture: torch.Tensor, box: Box) -> torch.Tensor:
-    left, top, right, bottom = (round(value) for value in in_pixels(box, picture))
+def _in_shares(box: Corners, picture: torch.Tensor) -> Box:
+    height, width = picture.shape[:2]
+    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
+
+
+def _cut(picture: torch.Tensor, box: Corners) -> torch.Tensor:
+    left, top, right, bottom = map(round, box)
     if right <= left or bottom <= top:
         raise EvaluationError(f"the box {box} covers nothing of its picture; build the benchmark again")
     return picture[top:bottom, left:right]

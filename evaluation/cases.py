@@ -27,6 +27,7 @@ class CaseSubject:
         category: as the Subject node has it.
         references: pictures of it; the first is the one that was given to the model.
         box: where it is to be; None where that is free.
+        mask: a picture of that picture's size, white on it and black elsewhere; empty where there is none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class CaseSubject:
     category: str
     references: tuple[str, ...]
     box: Box | None = None
+    mask: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,16 @@ def inside(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise EvaluationError(f"the file name '{name}' leaves {folder}; keep all files of a manifest beside it")
     if not path.is_file():
-        raise EvaluationError(f"there is no file {path}; build the benchmark again")
+        raise EvaluationError(f"there is no file {path}; put it there, or correct its name in the manifest")
     return path
+
+
+def check_files(cases: Sequence[Case], folder: Path) -> None:
+    """An EvaluationError where a file that cases name for comparing is not in their folder."""
+    names = {name for case in cases for each in case.subjects for name in (*each.references, each.mask)}
+    names.update(case.structure for case in cases)
+    for name in sorted(names - {""}):
+        inside(folder, name)
 
 
 def _case(line: str, where: str) -> Case:

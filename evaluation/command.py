@@ -81,8 +81,9 @@ def _measure(chosen: argparse.Namespace, line: LiveLine) -> None:
     from ..models_info.registry import register_folders
     from .arguments import load_tools, pairs
     from .gather import gather
-    from .measure import collect, digests_of, files_of, measure_all, plan_of
+    from .measure import OKS, collect, digests_of, files_of, measure_all, plan_of
     from .measured import RESULTS, open_measured, write_results
+    from .oks_precision import precision_of
     from .results import means
 
     if chosen.models_dir is not None:
@@ -110,6 +111,9 @@ def _measure(chosen: argparse.Namespace, line: LiveLine) -> None:
             write_results(chosen.out, found, files_of(found, gathered), gathered.context())
     for mean in means(found):
         line.say(str(mean))
+    ranked = precision_of([each for each in found if each.metric == OKS])
+    if ranked:
+        line.say(f"COCO's {', '.join(f'{name}: {value:.4f}' for name, value in ranked.items())}")
     line.say(f"{len(found)} measurements are in {chosen.out / RESULTS}.")
 
 

@@ -33,26 +33,30 @@ def subject_crop(
         return picture
     shown = picture[None]
     if mask is not None:
-        if mask.shape != picture.shape[:2]:
-            raise EvaluationError(
-                f"a mask is {mask.shape[1]} x {mask.shape[0]}, its picture {picture.shape[1]} x {picture.shape[0]}; make the"
-                " mask of this picture"
-            )
+        around = box_of_mask(picture, mask)
         shown = cut_out(shown, mask[None])
-        box = box_of_mask(mask) if box is None else box
+        box = around if box is None else box
     left, top, right, bottom = whole_pixels(box or (), picture.shape[1], picture.shape[0])
     return square(shown[:, top:bottom, left:right])[0]
 
 
-def box_of_mask(mask: torch.Tensor) -> Box:
-    """The box around a mask (H, W).
+def box_of_mask(picture: torch.Tensor, mask: torch.Tensor, name: str = "a mask") -> Box:
+    """The box around a mask (H, W) of a picture (H, W, 3).
+
+    Args:
+        name: of the mask, for sentences.
 
     Raises:
-        EvaluationError: the mask is empty.
+        EvaluationError: the mask is of another size, or empty.
     """
+    if mask.shape != picture.shape[:2]:
+        raise EvaluationError(
+            f"{name} is {mask.shape[1]} x {mask.shape[0]}, its picture {picture.shape[1]} x {picture.shape[0]}; make the mask"
+            " of this picture"
+        )
     rows, columns = (mask > 0.5).nonzero(as_tuple=True)
     if not len(rows):
-        raise EvaluationError("a mask is empty; paint or find the subject in it")
+        raise EvaluationError(f"{name} is empty; paint or find the subject in it")
     return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
 
 

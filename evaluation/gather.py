@@ -10,7 +10,7 @@ from typing import Any
 
 from .benchmarks.folder import ABOUT, PICTURES, pictures_in, read_benchmark
 from .benchmarks.queues import KEY
-from .cases import Case, CaseSubject, check_keys, inside, read_cases
+from .cases import Case, CaseSubject, check_files, check_keys, inside, read_cases
 from .errors import EvaluationError
 from .report_summary import Context
 
@@ -59,6 +59,7 @@ def gather(source: Path, made: Sequence[Path], references: Mapping[str, Path]) -
     if (source / ABOUT).is_file():
         _refuse(references, "--reference", "a benchmark has its own references")
         benchmark = read_benchmark(source)
+        check_files(benchmark.cases, source)
         keys = {case.key for case in benchmark.cases}
         return Gathered(source, benchmark.cases, _made_pictures(made, keys), benchmark.papers)
     _refuse(made, "folders of pictures", f"{source} is no benchmark")
@@ -66,6 +67,7 @@ def gather(source: Path, made: Sequence[Path], references: Mapping[str, Path]) -
         return _folder(source, references)
     _refuse(references, "--reference", "a manifest has its own references")
     cases = read_cases(source)
+    check_files(cases, source.parent)
     without = next((case.key for case in cases if not case.picture), None)
     if without is not None:
         raise EvaluationError(f"'{without}' of {source} has no picture; give every line of the manifest its 'picture'")
@@ -90,7 +92,14 @@ def _folder(source: Path, references: Mapping[str, Path]) -> Gathered:
 
 def _words(picture: Path) -> str:
     path = picture.with_suffix(".txt")
-    return " ".join(path.read_text(encoding="utf-8-sig").split()) if path.is_file() else ""
+    return " ".join(_read(path).split()) if path.is_file() else ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise EvaluationError(f"{path} is not UTF-8; save it as UTF-8 text") from None
 
 
 def _made_pictures(folders: Sequence[Path], keys: set[str]) -> dict[str, Path]:
@@ -115,7 +124,7 @@ def _pictures_of(folder: Path) -> Iterable[tuple[str, Path]]:
     if not manifest.is_file():
         return [(path.stem, path) for path in pictures_in(folder, "give the folder that `batch` wrote")]
     found: dict[str, Path] = {}
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(_read(manifest).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -14,7 +14,7 @@ from .cases import Case
 from .errors import EvaluationError
 from .gather import Gathered
 from .measured import Measured, digest
-from .oks import PersonScore, frame_scores
+from .oks_rows import oks_rows
 from .results import Measurement
 from .similarity import Measure
 
@@ -118,17 +118,10 @@ class Poses:
         if case.pose is None or frame is None:
             why = "no pose was asked for" if case.pose is None else "nobody has looked for people in it"
             return [replace(blank, note=why)]
-        try:
-            found = frame_scores(frame, dict(case.pose))
+        try:  # people of a pose are those of the case, in the same order
+            return oks_rows(blank, [subject.name for subject in case.subjects], frame, dict(case.pose))
         except EvaluationError as error:
             return [replace(blank, note=str(error))]
-        return [_person(blank, case, number, each) for number, each in enumerate(found)]
-
-
-def _person(blank: Measurement, case: Case, number: int, found: PersonScore) -> Measurement:
-    """People of a pose are those of the case, in the same order."""
-    name = case.subjects[number].name if number < len(case.subjects) else f"person {number + 1}"
-    return replace(blank, subject=name, score=found.score, note=found.note)
 
 
 def plan_of(gathered: Gathered, whole: bool, finders: Sequence[str]) -> str:
@@ -139,8 +132,9 @@ def plan_of(gathered: Gathered, whole: bool, finders: Sequence[str]) -> str:
 
 
 def digests_of(gathered: Gathered) -> dict[str, str]:
-    """Key -> SHA-256 of every picture that was made."""
-    return {key: digest(path) for key, path in gathered.pictures.items()}
+    """Key -> SHA-256 of every picture that was made, its masks included."""
+    masks = {case.key: [subject.mask for subject in case.subjects if subject.mask] for case in gathered.cases}
+    return {key: digest(path, *map(gathered.file, masks[key])) for key, path in gathered.pictures.items()}
 
 
 def measure_all(

@@ -3,79 +3,98 @@
 A found person is right at a threshold t where OKS with the person that they are matched with is at least t. Precision at
 101 recalls, and recall, are averaged over t = 0.50, 0.55, ..., 0.95.
 
-Source: cocodataset.org/#keypoints-eval. The numbers are those of pycocotools.
+Source: cocodataset.org/#keypoints-eval. The numbers are those of pycocotools for people of all sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from .errors import EvaluationError
 from .oks import Found, Truth, match, similarities
+from .results import Measurement
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-ALL, MEDIUM, LARGE = (0.0, 1e10), (32.0**2, 96.0**2), (96.0**2, 1e10)  # areas in pixels
+NAMES = ("AP", "AP50", "AP75", "AR", "AR50", "AR75")  # over all thresholds, at 0.5, at 0.75
 
 
 @dataclass(frozen=True)
-class Precision:
-    """Average precision and recall; None where nobody counts.
+class People:
+    """Everybody in a picture: who was found, against who should be there.
 
     Attributes:
-        ap, ar: over all thresholds.
-        ap50, ap75, ar50, ar75: at one.
+        scores: (D,) how sure each found person is, the surest first.
+        similarities: (D, G) OKS of every found person with everybody who should be there.
+        ignored: (G,) bool, people who do not count.
+        crowd: (G,) bool, crowds, which several people may be found in.
     """
 
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ar: float | None
-    ar50: float | None
-    ar75: float | None
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """The found people of one picture: (D,) scores, (T, D) whether right, (T, D) whether left out; and how many count."""
-
     scores: np.ndarray
-    right: np.ndarray
-    left_out: np.ndarray
-    counting: int
+    similarities: np.ndarray
+    ignored: np.ndarray
+    crowd: np.ndarray
+
+    @classmethod
+    def of(cls, found: Found, truth: Truth) -> People:
+        return cls(found.scores, similarities(found.keypoints, truth), truth.ignored, truth.crowd)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], key: str) -> People:
+        """What `written` wrote with a picture.
+
+        Raises:
+            EvaluationError: somebody changed it.
+        """
+        try:
+            ignored, crowd = (np.array(values[name], dtype=bool).reshape(-1) for name in ("ignored", "crowd"))
+            scores = np.array(values["scores"], dtype=np.float64).reshape(-1)
+            matrix = np.array(values["similarities"], dtype=np.float64).reshape(len(scores), len(ignored))
+            sound = len(crowd) == len(ignored) and np.isfinite(scores).all() and np.isfinite(matrix).all()
+        except (KeyError, TypeError, ValueError, OverflowError):
+            sound = False
+        if not sound:
+            raise EvaluationError(f"the people of the picture '{key}' are damaged; measure it again")
+        return cls(scores, matrix, ignored, crowd)
+
+    def written(self) -> dict[str, Any]:
+        """As a measurement carries it."""
+        return {name: values.tolist() for name, values in vars(self).items()}
 
 
-def average_precision(pictures: Sequence[tuple[Found, Truth]], areas: tuple[float, float] = ALL) -> Precision:
-    """Over pictures, of people whose area lies in a range."""
-    judged = [_judge(found, truth, areas) for found, truth in pictures]
-    people = sum(picture.counting for picture in judged)
+def precision_of(measurements: Sequence[Measurement]) -> dict[str, float]:
+    """Average precision and recall by their `NAMES` of measurements of OKS; empty where not all of them came with their people."""
+    pictures = [People.read(each.people, each.key) for each in measurements if each.people is not None]
+    counting = sum(int((~picture.ignored).sum()) for picture in pictures)
+    return average_precision(pictures) if counting == sum(each.score is not None for each in measurements) else {}
+
+
+def average_precision(pictures: Sequence[People]) -> dict[str, float]:
+    """Over pictures, by `NAMES`; empty where nobody counts."""
+    people = sum(int((~picture.ignored).sum()) for picture in pictures)
     if not people:
-        return Precision(None, None, None, None, None, None)
-    order = np.argsort(-np.concatenate([picture.scores for picture in judged]), kind="stable")
-    right = np.concatenate([picture.right for picture in judged], axis=1)[:, order]
-    left_out = np.concatenate([picture.left_out for picture in judged], axis=1)[:, order]
+        return {}
+    order = np.argsort(-np.concatenate([picture.scores for picture in pictures]), kind="stable")
+    judged = [_judge(picture) for picture in pictures]
+    right, left_out = (np.concatenate(each, axis=1)[:, order] for each in zip(*judged, strict=True))
     curves = [_curve(hits[~out], people) for hits, out in zip(right, left_out, strict=True)]
-    precisions, recalls = np.array([curve[0] for curve in curves]), np.array([curve[1] for curve in curves])
-    return Precision(
-        *(float(values.mean()) for values in (precisions, precisions[0], precisions[5])),
-        *(float(values.mean()) for values in (recalls, recalls[0], recalls[5])),
-    )
+    precisions, recalls = np.array([curve[0].mean() for curve in curves]), np.array([curve[1] for curve in curves])
+    values = [each for row in (precisions, recalls) for each in (row.mean(), row[0], row[5])]
+    return dict(zip(NAMES, map(float, values), strict=True))
 
 
-def _judge(found: Found, truth: Truth, areas: tuple[float, float]) -> _Judged:
-    low, high = areas
-    ignored = truth.ignored | (truth.areas < low) | (truth.areas > high)
-    scores = similarities(found.keypoints, truth)
-    right, left_out = np.zeros((2, len(THRESHOLDS), len(found.scores)), dtype=bool)
-    sizes = np.ptp(found.keypoints, axis=1).prod(axis=1)  # (D,)
+def _judge(picture: People) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the found people of a picture are right, and whether they are left out, (T, D) bool each."""
+    right, left_out = np.zeros((2, len(THRESHOLDS), len(picture.scores)), dtype=bool)
     for row, threshold in enumerate(THRESHOLDS):
-        for column, person in enumerate(match(scores, ignored, truth.crowd, threshold)):
-            out = not low <= sizes[column] <= high if person is None else bool(ignored[person])
-            left_out[row, column] = out
-            right[row, column] = person is not None and not out
-    return _Judged(found.scores, right, left_out, int((~ignored).sum()))
+        for column, person in enumerate(match(picture.similarities, picture.ignored, picture.crowd, threshold)):
+            left_out[row, column] = person is not None and picture.ignored[person]
+            right[row, column] = person is not None and not picture.ignored[person]
+    return right, left_out
 
 
 def _curve(right: np.ndarray, people: int) -> tuple[np.ndarray, float]:

@@ -25,7 +25,8 @@ def draw_plots(
     measurements: Sequence[Measurement], summaries: Sequence[Summary], papers: Sequence[Comparison], name: str
 ) -> Image.Image:
     """All plots, one below the other."""
-    spreads = [each for each in summaries if not each.part]
+    scored = {each.metric for each in measurements}  # average precision is not, picture by picture
+    spreads = [each for each in summaries if not each.part and each.metric in scored]
     heights = [SPREAD_HEIGHT] * len(spreads) + [_paper_height(each) for each in papers]
     canvas = _Canvas(sum(heights) or SPREAD_HEIGHT)
     if not heights:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import nan
 
 import numpy as np
 
+from .oks_precision import precision_of
 from .paper_tables import PaperTable, tables_of
 from .results import Measurement
 from .statistics import Estimate, estimate_groups
@@ -61,12 +63,27 @@ class Context:
 
 
 def summarise(measurements: Sequence[Measurement], context: Context) -> list[Summary]:
-    """Every metric in the order of its first appearance: over everything, then over each part where there are several."""
-    found = [_summary(metric, "", chosen, context) for metric, chosen in _by_metric(measurements).items()]
+    """Every metric in the order of its first appearance: over everything, then over each part where there are several.
+
+    COCO's average precision and recall follow OKS. They are of all pictures at once, and have no interval.
+    """
+    found = _summaries("", measurements, context)
     parts = list(dict.fromkeys(part for part in map(context.part, measurements) if part))
     for part in parts if len(parts) > 1 else ():
         inside = [each for each in measurements if context.part(each) == part]
-        found += [_summary(metric, part, chosen, context) for metric, chosen in _by_metric(inside).items()]
+        found += _summaries(part, inside, context)
+    return found
+
+
+def _summaries(part: str, measurements: Sequence[Measurement], context: Context) -> list[Summary]:
+    found = []
+    for metric, chosen in _by_metric(measurements).items():
+        summary = _summary(metric, part, chosen, context)
+        ranked = precision_of(chosen).items()
+        found += [
+            summary,
+            *(replace(summary, metric=name, estimate=Estimate(value, nan, nan)) for name, value in ranked),
+        ]
     return found
 
 

@@ -26,6 +26,7 @@ class Measurement:
         picture: the picture's file; empty where it has none.
         reference: what it was compared with: a file, or the text.
         note: why there is no score, or how it was measured.
+        people: with the first one of OKS of a picture: everybody in it, see `oks_precision.People`.
     """
 
     metric: str
@@ -35,6 +36,7 @@ class Measurement:
     picture: str = ""
     reference: str = ""
     note: str = ""
+    people: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.metric.strip():
@@ -78,12 +80,13 @@ def _mean(metric: str, values: list[float | None]) -> Mean:
 
 
 def results_table(measurements: Iterable[Measurement]) -> str:
-    """JSON lines; fields that are empty texts are left out. Ends with a line break, so that tables can be joined."""
+    """JSON lines; empty fields are left out. Ends with a line break, so that tables can be joined."""
     return "".join(_line(measurement) for measurement in measurements)
 
 
 def _line(measurement: Measurement) -> str:
-    written = {name: value for name, value in asdict(measurement).items() if value != "" or name == "key"}
+    fields_of = asdict(measurement).items()
+    written = {name: value for name, value in fields_of if value not in ("", None) or name in ("key", "score")}
     text = json.dumps(written, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode() + "\n"  # halves of characters, which no file can hold, become ?
 
@@ -127,9 +130,12 @@ def _problem(values: Any) -> str:
     score = values["score"]
     if isinstance(score, bool) or not isinstance(score, (int, float, type(None))):
         return "has a score that is neither a number nor null"
-    if not all(isinstance(values[name], str) for name in values.keys() - {"score"}):
+    if not isinstance(values.get("people"), (dict, type(None))):
+        return "has people that are no object"
+    texts = [value for name, value in values.items() if name not in ("score", "people")]
+    if not all(isinstance(text, str) for text in texts):
         return "has a field that should be text and is not"
-    if any(_is_broken(values[name]) for name in values.keys() - {"score"}):
+    if any(map(_is_broken, texts)):
         return "has a text with half a character, which no file can hold"
     return ""
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import comfyui_ensemble
-from comfyui_ensemble.training.anystory_encoder import AnyStoryEncoderConfig
-from comfyui_ensemble.training.astra import ASTRAConfig
-from comfyui_ensemble.training.one_for_all import OneForAllConfig
+from comfyui_ensemble.training.anystory_config import AnyStoryEncoderConfig
+from comfyui_ensemble.training.astra_config import ASTRAConfig
+from comfyui_ensemble.training.one_for_all_config import OneForAllConfig
 from devtools.reliability.workload import bundled, small
 from devtools.server import ComfyServer
 from devtools.workspace import PACKAGE
@@ -156,8 +156,8 @@ def test_the_researchers_table_names_real_files():
 
 def test_every_bundled_workflow_has_its_recipe():
     text = (RECIPES / "artists.md").read_text(encoding="utf-8")
-    workflows = {path.stem for path in (PACK / "workflows" / "api").glob("*.json")}
-    assert set(re.findall(r"^### `(\w+)`", text, re.M)) == workflows
+    workflows = sorted(path.stem for path in (PACK / "workflows" / "api").glob("*.json"))
+    assert sorted(re.findall(r"^### `(\w+)`", text, re.M)) == workflows
 
 
 def sources() -> str:

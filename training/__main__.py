@@ -1,8 +1,7 @@
 """``python -m comfyui_ensemble.training``: see `command`."""
 
-import sys
-
 from .command import main
+from .distributed import end_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

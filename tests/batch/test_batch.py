@@ -9,10 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -464,6 +466,42 @@ def test_an_older_server_is_refused():
             check_version(version)
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     assert f'requires-comfyui = ">={OLDEST_HOST}"' in project
+
+
+@pytest.fixture
+def old_server() -> Iterator[tuple[str, list[str]]]:
+    """Answers as a ComfyUI of last year does; its URL, and what it is asked."""
+    asked: list[str] = []
+
+    class Old(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = json.dumps({"system": {"comfyui_version": "0.3.50"}, "devices": []}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing on the terminal that is not the command's."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Old) as listener:
+        thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{listener.server_port}", asked
+        listener.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("more", [(), ("--check",)])
+def test_the_command_says_that_a_server_is_older(
+    old_server: tuple[str, list[str]], tmp_path: Path, capsys, more: tuple[str, ...]
+):
+    url, asked = old_server
+    batch = Batch(tmp_path, CHEAP, "color\n1\n", url, more=more)
+    assert batch.run() == 2
+    assert capsys.readouterr().err == f"{url}: its ComfyUI 0.3.50 is older than {OLDEST_HOST}; update it.\n"
+    assert asked == ["/system_stats"] and not batch.out.exists()
 
 
 def test_console_has_one_command(server: ComfyServer, tmp_path: Path, capsys):

@@ -5,94 +5,144 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from comfyui_ensemble.batch.command import main as batch
+from comfyui_ensemble.evaluation.cases import Case, read_cases
 from comfyui_ensemble.evaluation.command import main
 from comfyui_ensemble.evaluation.measured import read_measured
 from comfyui_ensemble.models_info.registry import CLIP_VIT_B_32, DINO_VIT_S_16, GME_2B
 from devtools.server import ComfyServer
-from devtools.small_benchmarks import draw_picture, write_small_coco, write_small_humanbench, write_small_seal
+from devtools.small_benchmarks import (
+    draw_picture,
+    write_small_coco,
+    write_small_dreambench,
+    write_small_humanbench,
+    write_small_seal,
+)
 
 FEW_STEPS = ("--grid", "KSampler.steps=1")
 
 
-def make(server: ComfyServer, benchmark: Path, pictures: Path) -> list[str]:
-    """Every queue through `batch`; the folders."""
+@dataclass(frozen=True)
+class Miniature:
+    """A benchmark's dataset in miniature, and what is to come of it.
+
+    Attributes:
+        write: draws the dataset.
+        jobs: of every queue that are made; the benchmark's other pictures stay unmade.
+        measuring: more for `measure`.
+        measured: metric -> how many scores.
+        references: how many the page shows.
+        beside: a paper's table that stands in the report.
+    """
+
+    write: Callable[[Path], Path]
+    building: tuple[str, ...]
+    jobs: int
+    measuring: tuple[str, ...]
+    measured: dict[str, int]
+    references: int
+    beside: str
+
+
+MINIATURES = {
+    "coco-pose": Miniature(  # 1 + 2 + 3 people in 3 pictures, each of which is a queue
+        partial(write_small_coco, pictures=3),
+        ("--count", "3", "--min-side", "20"),
+        1,
+        ("--poses", "{poses}"),
+        {"OKS": 6, "CLIP-I": 6, "DINO": 6, "CLIP-T": 3},
+        6,
+        "ASTRA, Table 3",
+    ),
+    "dreambench": Miniature(
+        write_small_dreambench, ("--seeds", "1"), 2, (), {"CLIP-I": 2, "DINO": 2, "CLIP-T": 2}, 2, "ASTRA, Table 1"
+    ),
+    "dreambench-pairs": Miniature(
+        write_small_dreambench,
+        ("--seeds", "1", "--pairs", "1"),
+        2,
+        (),
+        {"CLIP-I": 4, "DINO": 4, "CLIP-T": 2},
+        4,
+        "ASTRA, Table 2",
+    ),
+    "humanbench": Miniature(  # a queue of four references, and one of three, with a dress
+        partial(write_small_humanbench, each=2),
+        ("--pairs", "2", "--seeds", "1"),
+        1,
+        ("--metrics", "DINOv2", "GME-T", "FashionCLIP-T", "--model", "FashionCLIP-T={clip}"),
+        {"DINOv2": 7, "GME-T": 2, "FashionCLIP-T": 5},
+        7,
+        "One-for-All, Table 1",
+    ),
+    "seal": Miniature(
+        write_small_seal, ("--count", "4"), 2, (), {"CLIP-T": 2, "DINO": 2}, 2, "SeAl, main results, Human-Pose"
+    ),
+}
+
+
+def make(server: ComfyServer, benchmark: Path, pictures: Path, jobs: int) -> list[str]:
+    """The first so many jobs of every queue through `batch`; the folders."""
     folders = []
     for queue in sorted((benchmark / "queues").iterdir()):
         folder = pictures / queue.name
+        lines = (queue / "jobs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (queue / "jobs.jsonl").write_text("".join(lines[:jobs]), encoding="utf-8")
         arguments = [str(queue / "workflow.json"), str(queue / "jobs.jsonl"), "--name", "{key}", "--out", str(folder)]
         assert batch([*arguments, *FEW_STEPS, "--server", server.url]) == 0
         folders.append(str(folder))
     return folders
 
 
-def keep_poses(benchmark: Path, folder: Path) -> Path:
+def keep_poses(cases: Sequence[Case], folder: Path) -> Path:
     """The poses that were asked for, as if they had been found in the pictures."""
     folder.mkdir()
-    for line in (benchmark / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-        case = json.loads(line)
-        (folder / f"{case['key']}_keypoints.json").write_text(json.dumps(case["pose"]), encoding="utf-8")
+    for case in cases:
+        (folder / f"{case.key}_keypoints.json").write_text(json.dumps(case.pose), encoding="utf-8")
     return folder
 
 
-def test_coco_from_the_dataset_to_the_report(server: ComfyServer, encoders: Path, tmp_path: Path, capfd):
-    write_small_coco(tmp_path / "coco", 3)
+@pytest.mark.parametrize("name", MINIATURES)
+def test_from_the_dataset_to_the_report(server: ComfyServer, encoders: Path, tmp_path: Path, capfd, name: str):
+    """Every benchmark: built, pictures made by a server, measured, reported."""
+    small = MINIATURES[name]
+    small.write(tmp_path / "dataset")
     bench, results = tmp_path / "bench", tmp_path / "results"
-    options = ["--count", "3", "--min-side", "20"]
-    assert main(["benchmark", "coco-pose", str(tmp_path / "coco"), "--out", str(bench), *options]) == 0
-    folders = make(server, bench, tmp_path / "pictures")
-    for line in (bench / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-        case = json.loads(line)
-        name = f"{len(case['subjects'])}_subject{'s' * (len(case['subjects']) > 1)}"
-        with Image.open(tmp_path / "pictures" / name / f"{case['key']}.png") as picture:
-            assert picture.size == (case["width"], case["height"])
-    poses = keep_poses(bench, tmp_path / "poses")
-    assert main(["measure", str(bench), *folders, "--out", str(results), "--poses", str(poses)]) == 0
-    found, _files, context = read_measured(results)
-    counts = {metric: sum(each.metric == metric for each in found) for metric in ("OKS", "CLIP-I", "DINO", "CLIP-T")}
-    assert counts == {"OKS": 6, "CLIP-I": 6, "DINO": 6, "CLIP-T": 3}  # 1 + 2 + 3 people in 3 pictures
-    assert all(each.score is not None for each in found)
-    assert {each.score for each in found if each.metric == "OKS"} == {1.0}
-    assert context.benchmark == "coco-pose"
-    capfd.readouterr()
+    assert main(["benchmark", name, str(tmp_path / "dataset"), "--out", str(bench), *small.building]) == 0
+    cases = read_cases(bench / "manifest.jsonl")
+    folders = make(server, bench, tmp_path / "pictures", small.jobs)
+    made = {path.stem: path for folder in folders for path in Path(folder).glob("*.png")}
+    assert len(made) == small.jobs * len(folders) and made.keys() <= {case.key for case in cases}
+    sizes = {case.key: (case.width, case.height) for case in cases if case.width}
+    for key, path in made.items():
+        with Image.open(path) as picture:
+            assert picture.size == sizes.get(key, picture.size)
+    known = {"poses": keep_poses(cases, tmp_path / "poses"), "clip": encoders / "openai" / CLIP_VIT_B_32.name}
+    measuring = [argument.format(**known) for argument in small.measuring]
+    assert main(["measure", str(bench), *folders, "--out", str(results), *measuring]) == 0
+    said = capfd.readouterr().err
+    found, _files, _context = read_measured(results)
+    assert Counter(each.metric for each in found if each.score is not None) == small.measured
+    assert {each.note for each in found if each.score is None} <= {"the picture was not made"}
+    assert {each.score for each in found if each.metric == "OKS"} <= {1.0}
+    assert ("COCO's AP: 1.0000, AP50: 1.0000" in said) == ("OKS" in small.measured)
     assert main(["report", str(results), "--name", "tiny"]) == 0
     assert "The report is in" in capfd.readouterr().err
     text = (results / "report" / "report.md").read_text(encoding="utf-8")
-    assert "## Beside ASTRA, Table 3" in text and "| **tiny** | **1.0000 \\[1.0000, 1.0000\\]** |" in text
+    assert f"## Beside {small.beside}" in text and "| **tiny** | **" in text
+    assert ("| AP | 1.0000 | 6 |  |" in text) == ("OKS" in small.measured)
     page = (results / "report" / "report.html").read_text(encoding="utf-8")
-    assert page.count("<article>") == 3 and page.count("no picture") == 0
-    assert page.count("data:image/") == 1 + 3 + 6  # the plots, the pictures, their references
-
-
-def test_seal_from_the_dataset_to_the_report(server: ComfyServer, encoders: Path, tmp_path: Path):
-    """Pairs that AnchorAlign aligns and pairs that it leaves alone."""
-    write_small_seal(tmp_path / "seal")
-    bench, results = tmp_path / "bench", tmp_path / "results"
-    assert main(["benchmark", "seal", str(tmp_path / "seal"), "--out", str(bench), "--count", "4"]) == 0
-    rows = (bench / "queues/pairs/jobs.jsonl").read_text(encoding="utf-8")
-    assert '"Anchor Align.enabled": true' in rows and '"Anchor Align.enabled": false' in rows
-    folders = make(server, bench, tmp_path / "pictures")
-    assert main(["measure", str(bench), *folders, "--out", str(results)]) == 0
-    found, _files, _context = read_measured(results)
-    assert {each.metric for each in found} == {"CLIP-T", "DINO"} and len(found) == 8
-    assert main(["report", str(results)]) == 0
-    assert "(human, pose)" in (results / "report" / "report.md").read_text(encoding="utf-8")
-
-
-def test_humanbench_through_a_server(server: ComfyServer, tmp_path: Path):
-    """Three and four references, among them a dress, in one benchmark."""
-    write_small_humanbench(tmp_path / "human", each=2)
-    bench = tmp_path / "bench"
-    options = ["--pairs", "2", "--seeds", "1"]
-    assert main(["benchmark", "humanbench", str(tmp_path / "human"), "--out", str(bench), *options]) == 0
-    folders = make(server, bench, tmp_path / "pictures")
-    assert len(folders) == 2
-    assert sum(len(list(Path(folder).glob("humanbench_pair00*.png"))) for folder in folders) == 6
+    assert page.count("<article>") == len(cases) and page.count("no picture") == len(cases) - len(made)
+    assert page.count("data:image/") == 1 + len(made) + small.references  # 1: the plots
 
 
 @pytest.fixture
@@ -136,6 +186,50 @@ def test_a_metric_can_have_another_model(shots: Path, tmp_path: Path, encoders: 
         assert main([*arguments, "--model", f"CLIP-T={folder}"]) == 0
         scores.append([each.score for each in read_measured(tmp_path / name)[0]])
     assert scores[0] != scores[1]
+
+
+def test_a_manifests_masks_are_read(shots: Path, tmp_path: Path, encoders: Path, capfd):
+    """A bad one is a reason in the results; one that is not there, or leaves the folder, is said at once."""
+    subject = {"name": "who", "description": "", "category": "other", "references": ["shot1.png"]}
+    lines = [
+        {"key": name, "prompt": "", "picture": "shot0.png", "subjects": [{**subject, "mask": f"{name}.png"}]}
+        for name in ("good", "empty", "small")
+    ]
+    for name, size, box in (
+        ("good", (40, 30), (5, 5, 20, 20)),
+        ("empty", (40, 30), ()),
+        ("small", (20, 15), (0, 0, 9, 9)),
+    ):
+        mask = Image.new("L", size)
+        mask.paste(255, box or (0, 0, 0, 0))
+        mask.save(shots / f"{name}.png")
+    (shots / "list.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    arguments = ["measure", str(shots / "list.jsonl"), "--out", str(tmp_path / "out"), "--metrics", "CLIP-I"]
+    assert main(arguments) == 0
+    found = {each.key: (each.score is not None, each.note) for each in read_measured(tmp_path / "out")[0]}
+    assert found == {
+        "good": (True, ""),
+        "empty": (False, "the mask empty.png is empty; paint or find the subject in it"),
+        "small": (False, "the mask small.png is 20 x 15, its picture 40 x 30; make the mask of this picture"),
+    }
+    for name, sentence in (("no.png", "there is no file"), ("../who.png", "the file name '../who.png' leaves")):
+        lines[0]["subjects"][0]["mask"] = name
+        (shots / "list.jsonl").write_text(json.dumps(lines[0]), encoding="utf-8")
+        capfd.readouterr()
+        assert main(arguments) == 2
+        said = capfd.readouterr().err
+        assert sentence in said and said.count("\n") == 1
+
+
+def test_prompts_are_utf_8(shots: Path, tmp_path: Path, encoders: Path, capfd):
+    arguments = ["measure", str(shots), "--out", str(tmp_path / "out"), "--metrics", "CLIP-T"]
+    (shots / "shot1.txt").write_text("Zoë", encoding="utf-8-sig")
+    assert main(arguments) == 0
+    assert [each.reference for each in read_measured(tmp_path / "out")[0]][1] == "Zoë"
+    (shots / "shot1.txt").write_bytes("Zoë".encode("latin-1"))
+    capfd.readouterr()
+    assert main(arguments) == 2
+    assert capfd.readouterr().err == f"{shots / 'shot1.txt'} is not UTF-8; save it as UTF-8 text.\n"
 
 
 def spoilt_benchmark(folder: Path) -> list[str]:
@@ -200,6 +294,11 @@ def test_says_what_is_wrong_with_a_benchmarks_pictures(tmp_path: Path, encoders:
         draw_picture(tmp_path / name / f"{key}.png", (40, 30), 1)
     assert main([*measure, str(tmp_path / "one"), str(tmp_path / "two"), *out]) == 2
     assert f"'{key}' has two pictures" in capfd.readouterr().err
+    manifest = tmp_path / "one" / "manifest.jsonl"
+    manifest.write_bytes("Zoë".encode("latin-1"))
+    assert main([*measure, str(tmp_path / "one"), *out]) == 2
+    assert f"{manifest} is not UTF-8; save it as UTF-8 text." in capfd.readouterr().err
+    manifest.unlink()
     assert main([*measure, str(tmp_path / "one"), *out]) == 0
     said = capfd.readouterr().err
     assert "2 of 3 pictures have not been made yet." in said and "(2 could not be measured)" in said

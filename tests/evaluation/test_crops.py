@@ -31,7 +31,7 @@ def test_a_mask_makes_the_rest_white_and_gives_the_box():
     mask = torch.zeros(6, 8)
     mask[2:4, 5:7] = 1
     mask[2, 5] = 0.6
-    assert box_of_mask(mask) == (5, 2, 7, 4)
+    assert box_of_mask(PICTURE, mask) == (5, 2, 7, 4)
     crop = subject_crop(PICTURE, mask=mask)
     assert torch.equal(crop[1], PICTURE[3, 5:7])
     torch.testing.assert_close(crop[0, 0], PICTURE[2, 5] * 0.6 + 0.4)
@@ -46,6 +46,7 @@ def test_a_mask_makes_the_rest_white_and_gives_the_box():
         ((3, 3, 3, 5), None, "covers nothing"),
         ((0, 0, float("nan"), 5), None, "is no box"),
         (None, torch.zeros(6, 8), "empty"),
+        ((0, 0, 4, 4), torch.zeros(6, 8), "empty"),
         (None, torch.ones(8, 6), "6 x 8"),
     ],
 )

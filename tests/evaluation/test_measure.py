@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from comfyui_ensemble.evaluation.people import PoseFiles, person_at
 from comfyui_ensemble.evaluation.report_summary import Context
 from comfyui_ensemble.evaluation.results import Measurement
 from comfyui_ensemble.evaluation.similarity import METRICS, Measure, load_measure
+from comfyui_ensemble.nodes.evaluation_similarity import EnsembleSimilarity
 from comfyui_ensemble.pose_db.keypoints import frame_from_people
 from comfyui_ensemble.pose_db.people import BODY
 
@@ -83,6 +85,79 @@ def test_subjects_are_compared_where_they_are(two):
     assert left.score == pytest.approx((1 + cosine(RED, BLUE)) / 2, abs=1e-4)
     assert left.note == "mean over 2 references"
     assert right.score == pytest.approx(cosine(GREEN, BLUE), abs=1e-4) and right.note == ""
+
+
+def draw_mask(path: Path, box: tuple[int, int, int, int], size: tuple[int, int] = (80, 40)) -> str:
+    """White in a box (left, top, right, bottom)."""
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    mask.save(path)
+    return path.name
+
+
+def test_a_mask_says_where_a_subject_is_as_it_does_in_the_node(two, tmp_path, encoders):
+    """It lies over both halves; with a box, what the box leaves is seen. In both, what it does not cover is white."""
+    name = draw_mask(tmp_path / "mask.png", (20, 10, 60, 30))
+    case = two.cases[0]
+    masked = replace(case.subjects[0], mask=name, references=("red.png",))
+    (asked,) = Asker(two).ask(METRICS["DINO"], replace(case, subjects=(replace(masked, box=None),)))
+    white = np.ones((40, 40, 3), np.float32)
+    white[10:30, :20], white[10:30, 20:] = np.array(RED, np.float32) / 255, np.array(GREEN, np.float32) / 255
+    assert isinstance(asked, Asked) and np.allclose(asked.picture, white, atol=1e-6)
+    assert asked.other.shape == (40, 40, 3)
+    node: Any = EnsembleSimilarity.execute(
+        Asker(two).picture(case)[None],
+        "DINO",
+        reference=Asker(two).read(tmp_path / "red.png")[None],
+        masks=torch.from_numpy(np.asarray(Image.open(tmp_path / name), np.float32) / 255)[None],
+    )
+    (same,) = Likeness(load_measure("DINO"), Asker(two)).scores([replace(case, subjects=(replace(masked, box=None),))])
+    assert node.result[0] == pytest.approx(same.score, abs=1e-5)
+    (asked,) = Asker(two).ask(METRICS["DINO"], replace(case, subjects=(masked,)))
+    assert isinstance(asked, Asked) and asked.picture.shape == (40, 40, 3)  # the left half
+    assert (asked.picture[10:30, 20:] == asked.picture[10, 20]).all() and (asked.picture[:10] == 1).all()
+    (asked,) = Asker(two, whole=True).ask(METRICS["DINO"], replace(case, subjects=(masked,)))
+    assert isinstance(asked, Asked) and asked.picture.shape == (40, 80, 3)
+
+
+def test_a_face_is_looked_for_in_the_box_around_a_mask(two, tmp_path):
+    name = draw_mask(tmp_path / "mask.png", (44, 4, 76, 36))
+    subject = replace(two.cases[0].subjects[0], category="face", box=None, mask=name)
+    (tmp_path / "poses").mkdir()
+    pose = frame_from_people(np.stack([standing(20, 30), standing(60)]), 80, 40)
+    (tmp_path / "poses" / "shot_keypoints.json").write_text(json.dumps(pose), encoding="utf-8")
+    asker = Asker(two, people=PoseFiles(tmp_path / "poses"))
+    colours = []
+    for each in (subject, replace(subject, mask="")):
+        (asked,) = asker.ask(METRICS["FaceSim"], replace(two.cases[0], subjects=(each,)))
+        assert isinstance(asked, Asked)
+        colours.append(asked.picture[50, 50].tolist())
+    assert colours == [pytest.approx(np.array(colour) / 255, abs=0.01) for colour in (GREEN, RED)]  # else the largest
+
+
+def test_a_mask_that_will_not_do_is_one_sentence_and_the_others_have_their_scores(two, tmp_path):
+    sentences = {
+        draw_mask(tmp_path / "empty.png", (0, 0, 0, 0)): "the mask empty.png is empty; paint or find the subject in it",
+        draw_mask(tmp_path / "small.png", (0, 0, 9, 9), (40, 20)): "the mask small.png is 40 x 20, its picture 80 x 40;"
+        " make the mask of this picture",
+    }
+    left, right = two.cases[0].subjects
+    for name, sentence in sentences.items():
+        for box in (left.box, None):
+            case = replace(two.cases[0], subjects=(replace(left, mask=name, box=box), right))
+            bad, good = likeness(two).scores([case])
+            assert (bad.subject, bad.score, bad.note) == ("left", None, sentence)
+            assert good.score == pytest.approx(cosine(GREEN, BLUE), abs=1e-4)
+
+
+def test_a_mask_that_was_painted_anew_is_measured_again(two, tmp_path):
+    case = two.cases[0]
+    name = draw_mask(tmp_path / "mask.png", (0, 0, 0, 0))
+    subject = replace(case.subjects[0], mask=name, box=None, references=("red.png",))
+    gathered = replace(two, cases=[replace(case, subjects=(subject,))])
+    before = digests_of(gathered)
+    draw_mask(tmp_path / "mask.png", (0, 0, 40, 40))
+    assert before.keys() == digests_of(gathered).keys() and before != digests_of(gathered)
 
 
 def test_whole_pictures_are_compared_on_request(two):
@@ -321,7 +396,7 @@ def test_results_are_read_with_their_context(tmp_path):
 
 
 def test_cases_are_read_as_they_were_written(tmp_path):
-    subject = CaseSubject("a", "somebody", "person", ("x.png",), (0.0, 0.1, 0.5, 1.0))
+    subject = CaseSubject("a", "somebody", "person", ("x.png",), (0.0, 0.1, 0.5, 1.0), "m.png")
     cases = [
         Case(
             "one",
@@ -339,6 +414,27 @@ def test_cases_are_read_as_they_were_written(tmp_path):
     ]
     write_cases(cases, tmp_path / "manifest.jsonl")
     assert read_cases(tmp_path / "manifest.jsonl") == cases
+
+
+def test_files_of_a_manifest_are_there_before_anything_is_measured(two, tmp_path):
+    """A name that is wrong in line 900 is not found out after an hour."""
+    paint(tmp_path / "secret.png", RED, RED)
+    (tmp_path / "in").mkdir()
+    for name in ("shot.png", "red.png", "blue.png"):
+        shutil.copy(tmp_path / name, tmp_path / "in")
+    path = tmp_path / "in" / "list.jsonl"
+    case = replace(two.cases[0], picture="shot.png")
+    for change, sentence in (
+        ({"mask": "no.png"}, r"there is no file .*no\.png; put it there, or correct its name in the manifest"),
+        ({"references": ("red.png", "no.png")}, r"there is no file .*no\.png; put it there"),
+        ({"mask": "../secret.png"}, r"the file name '\.\./secret\.png' leaves"),
+    ):
+        write_cases([replace(case, subjects=(replace(case.subjects[0], **change),))], path)
+        with pytest.raises(EvaluationError, match=sentence):
+            gather(path, [], {})
+    draw_mask(tmp_path / "in" / "mask.png", (0, 0, 9, 9))
+    write_cases([replace(case, subjects=(replace(case.subjects[0], mask="mask.png"),))], path)
+    assert gather(path, [], {}).cases[0].subjects[0].mask == "mask.png"
 
 
 GOOD_SUBJECT = '{"name": "a", "description": "", "category": "person", "references": ["x.png"]'
@@ -361,6 +457,10 @@ GOOD_SUBJECT = '{"name": "a", "description": "", "category": "person", "referenc
             "two subjects of one name",
         ),
         "box": (f'{{"key": "a", "prompt": "", "subjects": [{GOOD_SUBJECT}, "box": [0, 0, 2, 1]}}]}}', "four shares"),
+        "mask": (
+            f'{{"key": "a", "prompt": "", "subjects": [{GOOD_SUBJECT}, "mask": 1}}]}}',
+            "has a 'mask' of the wrong kind",
+        ),
         "deep": ("[" * 100_000, "is not JSON"),
     }.values(),
 )
@@ -391,6 +491,11 @@ def test_a_folder_of_pictures_has_prompts_and_references(tmp_path):
     assert [(each.subject, each.score) for each in scores] == [("alice", pytest.approx(1.0, abs=1e-4))] * 2
     with pytest.raises(EvaluationError, match="--reference bob: there is no file"):
         gather(tmp_path / "in", [], {"bob": tmp_path / "no.png"})
+    (tmp_path / "in" / "a.txt").write_bytes("Zoë".encode("latin-1"))
+    with pytest.raises(EvaluationError, match=r"a\.txt is not UTF-8; save it as UTF-8 text"):
+        gather(tmp_path / "in", [], {})
+    (tmp_path / "in" / "a.txt").write_text("Zoë", encoding="utf-8-sig")
+    assert gather(tmp_path / "in", [], {}).cases[0].prompt == "Zoë"
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvaluationError, match="there are no pictures in"):
         gather(tmp_path / "empty", [], {})

@@ -20,7 +20,9 @@ from comfyui_ensemble.evaluation.oks import (
     read_truth,
     similarities,
 )
-from comfyui_ensemble.evaluation.oks_precision import ALL, LARGE, MEDIUM, average_precision
+from comfyui_ensemble.evaluation.oks_precision import NAMES, People, average_precision, precision_of
+from comfyui_ensemble.evaluation.oks_rows import oks_rows
+from comfyui_ensemble.evaluation.results import Measurement, read_results, results_table
 from comfyui_ensemble.pose_db.exchange import COCO_KEYPOINTS
 from comfyui_ensemble.pose_db.keypoints import KEYPOINT_INDEX, KEYPOINTS, frame_from_people
 
@@ -145,24 +147,80 @@ def test_people_are_matched_as_pycocotools_matches_them():
     assert matched > 1000
 
 
+def stats_of(evaluate: Any) -> dict[str, float]:
+    """pycocotools' numbers for people of all sizes."""
+    return dict(zip(NAMES, evaluate.stats[[0, 1, 2, 5, 6, 7]].tolist(), strict=True))
+
+
 @pytest.mark.parametrize("seed", [2, 3])
 def test_average_precision_is_that_of_pycocotools(seed):
     pictures = random_pictures(seed, 60)
-    expected = evaluation(pictures).stats  # AP, AP50, AP75, AP medium, AP large, and likewise for AR
-    both = [(as_found(results), as_truth(people)) for people, results in pictures]
-    whole, medium, large = (average_precision(both, areas) for areas in (ALL, MEDIUM, LARGE))
-    given = [whole.ap, whole.ap50, whole.ap75, medium.ap, large.ap]
-    given += [whole.ar, whole.ar50, whole.ar75, medium.ar, large.ar]
-    np.testing.assert_allclose(np.array(given, float), expected, rtol=0, atol=1e-12)
-    assert 0.1 < expected[0] < 0.9
+    expected = stats_of(evaluation(pictures))
+    given = average_precision([People.of(as_found(results), as_truth(people)) for people, results in pictures])
+    assert given == pytest.approx(expected, abs=1e-12) and 0.1 < expected["AP"] < 0.9
+
+
+def as_frame(people: list[dict], **facts: str) -> dict[str, Any]:
+    """COCO's people as an OpenPose frame, whose eighteenth keypoint is the neck; `facts` are fields that it has too."""
+    bodies = np.zeros((len(people), 18, 3))
+    for body, person in zip(bodies, people, strict=True):
+        body[[KEYPOINT_INDEX[name] for name in COCO_KEYPOINTS]] = np.reshape(person["keypoints"], (17, 3))
+    frame = frame_from_people(bodies, SIZE, SIZE)
+    for written, person in zip(frame["people"], people, strict=True):
+        written.update({name: person[name] for name in facts.values()})
+    return frame
+
+
+def test_tables_of_oks_carry_what_average_precision_needs():
+    """Through frames, measurements and their text; with crowds, with people whose keypoints are unknown, and with nobody."""
+    pictures = [*random_pictures(4, 40), ([], random_found(np.random.default_rng(5), [], 2))]
+    for _people, results in pictures:
+        for result in results:  # a frame's people have no score of their own; it is the mean of their confidences
+            result["score"] = float(np.reshape(result["keypoints"], (17, 3))[:, 2].mean())
+    tables = [
+        results_table(oks_rows(Measurement("OKS", None, str(number)), ["alice"], as_frame(results), frame))
+        for number, (people, results) in enumerate(pictures)
+        for frame in [as_frame(people, area="area", box="bbox", crowd="iscrowd")]
+    ]
+    rows = read_results("".join(tables))
+    assert [rows[0].subject, rows[-1].note] == ["alice", "nobody is in the reference"]
+    expected = stats_of(evaluation(pictures))
+    assert precision_of(rows) == pytest.approx(expected, abs=1e-6) and 0.1 < expected["AP"] < 0.9
 
 
 def test_average_precision_with_nobody_found_or_nobody_to_find():
     annotations = random_truth(np.random.default_rng(0), 3)
     nobody = Found.of(np.zeros((0, 17, 3)))
-    given = average_precision([(nobody, as_truth(annotations))])
-    assert (given.ap, given.ar50) == (0.0, 0.0)
-    assert average_precision([(nobody, as_truth([]))]).ap is None
+    assert average_precision([People.of(nobody, as_truth(annotations))]) == dict.fromkeys(NAMES, 0.0)
+    assert average_precision([People.of(nobody, as_truth([]))]) == {} == precision_of([])
+
+
+def test_average_precision_needs_the_people_of_every_score():
+    frame = frame_from_people(np.stack([standing(50), standing(300)]), 640, 480)
+    rows = oks_rows(Measurement("OKS", None, "a"), [], frame, frame)
+    unmeasured = Measurement("OKS", None, "b", note="the picture was not made")
+    assert precision_of([*rows, unmeasured]) == pytest.approx(dict.fromkeys(NAMES, 1.0))
+    assert precision_of([*rows, Measurement("OKS", 0.5, "c")]) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": "high"},
+        {"similarities": [[1.0]]},
+        {"scores": [1e999, 1.0]},
+        {"scores": [10**400, 1.0]},
+        {"crowd": []},
+        {"ignored": None},
+    ],
+)
+def test_damaged_people_are_told_in_one_sentence(change):
+    frame = frame_from_people(np.stack([standing(50), standing(300)]), 640, 480)
+    rows = oks_rows(Measurement("OKS", None, "a"), [], frame, frame)
+    assert rows[0].people is not None
+    rows[0].people.update(change)
+    with pytest.raises(EvaluationError, match="the people of the picture 'a' are damaged; measure it again"):
+        precision_of(rows)
 
 
 def standing(left: float, width: float = 60, height: float = 200) -> np.ndarray:

@@ -119,6 +119,30 @@ def test_what_nobody_could_measure_is_said():
     assert math.isnan(found.estimate.mean) and found.unmeasured == {"no face": 1, "no reason given": 1}
 
 
+def test_average_precision_stands_below_oks_over_everything_and_over_parts(tmp_path):
+    """Two pictures of one person each, who was found in the first alone, and there with an OKS of 0.8: right up to 0.8, which
+    is 7 of the 10 thresholds. What was found there stands before the first half of the recalls: 51 of 101 points."""
+    found = {"scores": [0.9], "similarities": [[0.8]], "ignored": [False], "crowd": [False]}
+    lost = {"scores": [], "similarities": [], "ignored": [False], "crowd": [False]}
+    measured = [Measurement("OKS", 0.8, "a", people=found), Measurement("OKS", 0.0, "b", people=lost)]
+    measured += [Measurement("DINO", 0.5, "a")]
+    context = Context("coco-pose", parts={"a": "one", "b": "two"})
+    report = write_report(measured, tmp_path, context=context)
+    ranked = {(each.part, each.metric): each.estimate.mean for each in report.summaries}
+    assert list(ranked)[:8] == [("", name) for name in ("OKS", "AP", "AP50", "AP75", "AR", "AR50", "AR75", "DINO")]
+    assert [ranked["", name] for name in ("AP", "AP50", "AR", "AR50")] == pytest.approx(
+        [0.7 * 51 / 101, 51 / 101, 0.35, 0.5], abs=1e-9
+    )
+    assert (ranked["one", "AP"], ranked["one", "AR"]) == pytest.approx((0.7, 0.7)) and ranked["two", "AR50"] == 0
+    text = report.markdown.read_text(encoding="utf-8")
+    assert "| AP | 0.3535 | 2 |  |" in text and "| AR50 | 0.5000 | 2 |  |" in text
+    data = json.loads(report.json.read_text(encoding="utf-8"))["summaries"]
+    assert next(each for each in data if each["metric"] == "AP")["low"] is None
+    alone = write_report([replace(each, people=None) for each in measured], tmp_path / "alone", context=context)
+    assert report.picture.shape == alone.picture.shape  # they are plotted no more than before: nothing is spread
+    assert {each.metric for each in alone.summaries} == {"OKS", "DINO"}
+
+
 # Order
 
 

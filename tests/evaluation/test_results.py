@@ -10,11 +10,12 @@ from comfyui_ensemble.evaluation.errors import EvaluationError
 from comfyui_ensemble.evaluation.results import Mean, Measurement, means, read_results, results_table
 
 ONE = Measurement("OKS", 0.1 + 0.2, "job 1", "the king", "pictures/ä b.png", "poses/1.json", 'matched by "greed"')
+PEOPLE = Measurement("OKS", 1.0, "job 3", people={"scores": [0.1 + 0.2], "similarities": [[1.0]]})
 NONE = Measurement("FaceSim", None, "job 2", note="no face\nwas found")
 
 
 def test_every_field_survives_the_text():
-    assert read_results(results_table([ONE, NONE])) == [ONE, NONE]
+    assert read_results(results_table([ONE, NONE, PEOPLE])) == [ONE, NONE, PEOPLE]
 
 
 def test_tables_join_by_writing_one_after_the_other():
@@ -57,6 +58,7 @@ def test_the_mean_is_over_what_was_measured_and_says_what_was_not():
         '{"metric": "OKS", "score": 1' + "0" * 400 + ', "key": "a"}',
         '{"metric": "OKS", "score": 0.5, "key": "a", "colour": "red"}',
         '{"metric": "OKS", "score": 0.5, "key": 7}',
+        '{"metric": "OKS", "score": 0.5, "key": "a", "people": [1]}',
         '{"metric": " ", "score": 0.5, "key": "a"}',
         '{"metric": "OKS", "score": 0.5, "key": "\\ud800"}',
         '{"metric": "OKS", "score": 1' + "0" * 5000 + ', "key": "a"}',

@@ -88,7 +88,8 @@ def test_oks_without_anybody_in_the_reference_is_no_number():
     nobody = frame_from_people(np.zeros((0, 18, 3)), 640, 480)
     score, rows = outputs(EnsembleOKS, pose=nobody, reference_pose=nobody)
     assert math.isnan(score)
-    assert rows == [Measurement("OKS", None, "1", note="nobody is in the reference")]
+    people = {"scores": [], "similarities": [], "ignored": [], "crowd": []}
+    assert rows == [Measurement("OKS", None, "1", note="nobody is in the reference", people=people)]
 
 
 def test_oks_says_what_does_not_go_together():
@@ -401,4 +402,4 @@ def test_from_prompts_to_a_page_on_a_server(server):
     history = server.run(prompt)
     assert history["outputs"]["10"]["text"][0].startswith("OKS: ")
     page = (server.data / "output" / "dances" / "report.html").read_text(encoding="utf-8")
-    assert "dancing" in page and "ASTRA" in page
+    assert "dancing" in page and "ASTRA" in page and "<td>AP50</td>" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from comfyui_ensemble.pose_db.quality import check_pose
 from comfyui_ensemble.pose_db.scale import ScaleError, build_collection
 from comfyui_ensemble.pose_db.scale_cli import main
 from comfyui_ensemble.pose_db.scale_pictures import PICTURES, PictureShards
-from devtools.server import ComfyServer, free_port
+from devtools.server import ComfyServer, free_port, host_of_this_process
 
 PROMPTS = [f"a {who} man standing" for who in ("young", "tall", "slim", "strong", "tired", "happy", "calm")]
 SHARD = 2
@@ -86,6 +87,32 @@ def test_killed_and_continued_on_two_servers(server: ComfyServer, command: list[
     seeds = [event["seed"] for shard in events for event in shard if event["event"] == "picture"]
     assert len(set(seeds)) == len(PROMPTS)
     assert main([*command, *urls]) == 0 and open_collection(out).shards.records == collection.shards.records
+
+
+@pytest.mark.timeout(300)
+def test_a_ray_cluster_makes_what_a_server_makes(server: ComfyServer, command: list[str], tmp_path: Path):
+    """Two workers on this machine, each with a ComfyUI of its own; of two shards each has one in hand."""
+    pytest.importorskip("ray")
+    models = tmp_path / "models"
+    models.mkdir()
+    ray = ["--ray", "local", "--ray-workers", "2", "--ray-models", str(models), "--ray-argument=--disable-api-nodes"]
+    ray += ["--ray-comfyui", str(host_of_this_process())]
+    module = [sys.executable, "-m", "comfyui_ensemble.pose_db.scale", *command]
+    ended = subprocess.run([*module, *ray], capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert all(f"ray-{number} is process" in ended.stdout for number in (1, 2))
+    made = open_collection(tmp_path / "made.safetensors")
+    assert list(made.prompts) == PROMPTS
+    other = tmp_path / "other.safetensors"
+    assert main([*command, "--out", str(other), "--server", server.url]) == 0
+    assert open_collection(other).shards.records == made.shards.records
+
+
+def test_ray_that_is_not_there_is_one_sentence(command: list[str], capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
+    assert main([*command, "--ray"]) == 2
+    assert capsys.readouterr().out == "Ray is not installed; run `pip install ray` here and on every node.\n"
 
 
 def _accepted(folder: Path) -> int:

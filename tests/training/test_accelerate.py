@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from devtools.tiny_trainings import SYSTEMS, tiny_arguments, write_config
 from devtools.toy_training import command
 
 pytest.importorskip("accelerate")
@@ -38,16 +39,17 @@ def together() -> Callable[..., list[int]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["devtools.toy_training"])
 
-    def run(count: int, out: Path, *arguments: str, said: Path | None = None) -> list[int]:
+    def run(count: int, out: Path, *arguments: str, said: Path | None = None, trainer: str = "toy") -> list[int]:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
         shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+        shared["OMP_NUM_THREADS"] = "1"  # alone as well: sums in as many parts
         shared |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"} if count > 1 else {}
         processes = []
         for rank in range(count):
             environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            keywords = {"environment": environment, "said": said if rank == 0 else None}
+            keywords = {"environment": environment, "said": said if rank == 0 else None, "trainer": trainer}
             processes.append(context.Process(target=command, args=("--out", str(out), *arguments), kwargs=keywords))
         for process in processes:
             process.start()
@@ -72,6 +74,10 @@ def last(out: Path) -> dict[str, torch.Tensor]:
     return load_file(sorted((out / "checkpoints").glob("*.safetensors"))[-1])
 
 
+def log(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def assert_same(out: Path, alone: Path) -> None:
     """Weights, averages and the optimizer's moments agree up to the order of sums, and so do losses."""
     ours, theirs = last(out), last(alone)
@@ -80,8 +86,7 @@ def assert_same(out: Path, alone: Path) -> None:
         assert ours[name].shape == value.shape
         error = (ours[name] - value).abs().max() / value.abs().max().clamp_min(1e-6)
         assert error < 2e-5, (name, error)
-    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (out, alone)]
-    for one, other in zip(*logs, strict=True):
+    for one, other in zip(log(out), log(alone), strict=True):
         assert one == pytest.approx(other, rel=2e-5)
     files = [load_file(run / "weights" / "loras" / "training.safetensors") for run in (out, alone)]
     for name, value in files[1].items():
@@ -121,6 +126,30 @@ def test_more_processes_than_samples_are_refused(tmp_path: Path, together: Calla
     said = tmp_path / "said"
     assert together(2, tmp_path / "run", "--config", str(config), said=said) == [2, 2]
     assert said.read_text() == "batch_size is 1, and 2 processes share a batch; give each at least one.\n"
+
+
+@pytest.mark.parametrize("trainer", SYSTEMS)
+def test_a_system_learns_in_two_processes_what_it_does_in_one(
+    trainer: str, tmp_path: Path, together: Callable[..., list[int]], tiny_models: Path
+) -> None:
+    """Of the same batches: one process takes their pictures one after the other, as each of two takes one."""
+    arguments = tiny_arguments(trainer, tiny_models)
+    outs = [tmp_path / "one", tmp_path / "two"]
+    for count, out, batch in ((1, outs[0], {"batch_size": 1, "accumulation": 2}), (2, outs[1], {"batch_size": 2})):
+        config = write_config(tmp_path / f"{count}.json", trainer, steps=3, precision="fp32", **batch)
+        assert together(count, out, "--config", str(config), *arguments, trainer=trainer) == [0] * count
+    one, two = (last(out) for out in outs)
+    assert set(one) == set(two)
+    for kind in ("weight", "exp_avg", "exp_avg_sq"):
+        # All of them together: some gradients are 0 but for rounding.
+        ours, theirs = (
+            torch.cat([run[name].flatten() for name in sorted(run) if name.startswith(f"{kind}/")])
+            for run in (two, one)
+        )
+        error = (ours - theirs).norm() / theirs.norm()
+        assert theirs.norm() > 0 and error < 1e-5, (kind, error)
+    for mine, its in zip(log(outs[1]), log(outs[0]), strict=True):
+        assert mine == pytest.approx(its, rel=1e-5)
 
 
 def test_under_a_real_launcher(tmp_path: Path, alone: tuple[Path, Path]) -> None:

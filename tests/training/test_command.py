@@ -19,6 +19,7 @@ from comfyui_ensemble.training.checkpoint import read_checkpoint
 from comfyui_ensemble.training.command import TRAINERS, main
 from comfyui_ensemble.training.errors import TrainingError
 from comfyui_ensemble.training.shortage import shortage_in_one_sentence
+from devtools.tiny_trainings import SYSTEMS, tiny_arguments, write_config
 from devtools.toy_training import TRAINER, command
 
 
@@ -54,11 +55,37 @@ def weights(out: Path) -> bytes:
     return (out / "weights" / "loras" / "training.safetensors").read_bytes()
 
 
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def wait_for(path: Path, process: Any) -> None:
     for _ in range(6000):
         if path.exists() or not process.is_alive():
             return
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("trainer", SYSTEMS)
+def test_a_system_s_killed_training_goes_on_bit_identical(
+    trainer: str, tmp_path: Path, start: Callable[..., Any], tiny_models: Path
+) -> None:
+    config = write_config(tmp_path / "config.json", trainer, steps=6, save_every=1, keep=9, picture_every=4)
+    arguments = ("--config", str(config), *tiny_arguments(trainer, tiny_models))
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    whole, process = (start(out, *arguments, trainer=trainer) for out in (through, killed))
+    wait_for(killed / "checkpoints" / "step-00000002.safetensors", process)
+    process.kill()
+    assert finished(process) == -signal.SIGKILL and newest(killed).name < "step-00000006"
+    assert finished(start(killed, *arguments, trainer=trainer)) == 0 and finished(whole) == 0
+    saved = [
+        path.relative_to(through)
+        for part in ("weights", "checkpoints", "pictures")
+        for path in files_in(through / part)
+    ]
+    assert len(saved) >= 8
+    for path in saved:
+        assert (killed / path).read_bytes() == (through / path).read_bytes(), path
 
 
 def test_killed_at_random_moments_and_resumed_is_bit_identical(tmp_path: Path, start: Callable[..., Any]) -> None:
