@@ -77,14 +77,14 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_learns_four_pictures_by_heart(make, regions, tmp_path: Path):
     """Each by its own subjects: with those of another picture it knows less than it did at first."""
     task, data = make(regions=regions)
-    before, after = learn_by_heart(task, data, replace(task.settings, steps=80), tmp_path)
-    assert after < 0.95 * before
+    before, after = learn_by_heart(task, data, replace(task.settings, steps=160, learning_rate=4e-3), tmp_path)
+    assert after < 0.8 * before
     batch, _ = prepared_batch(task, data, 4)
     others = [{**each, **{name: batch[(n + 2) % 4][name] for name in SEEN}} for n, each in enumerate(batch)]
     unseen = range(UNSEEN, UNSEEN + 32)
     with torch.no_grad():
         own, wrong = (losses(task, each * 8, unseen).mean() for each in (batch, others))
-    assert wrong > 1.08 * own
+    assert wrong > 1.2 * own
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
