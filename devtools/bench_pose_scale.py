@@ -1,7 +1,7 @@
 """A million synthetic poses as a collection: rows for ``dev.py bench``.
 
-The collection is built anew, which takes minutes and 1 GB of disk, and searched by two processes at once (see ``scale_measure``). A
-search is timed in processor time, which other work on the machine disturbs little.
+The collection is built anew, which takes minutes and 1 GB of disk, and searched by two processes at once, on a thread each (see
+``scale_measure``). A search is timed in processor time, which other work on the machine disturbs little.
 """
 
 from __future__ import annotations

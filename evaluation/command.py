@@ -1,7 +1,7 @@
 """The command line: build a benchmark, measure its pictures, write a report.
 
     python -m comfyui_ensemble.evaluation benchmark NAME DATASET --out BENCHMARK
-    comfyui-ensemble batch BENCHMARK/queues/.../workflow.json BENCHMARK/queues/.../jobs.jsonl --server URL --out PICTURES ...
+    python -m comfyui_ensemble.batch BENCHMARK/queues/.../workflow.json BENCHMARK/queues/.../jobs.jsonl --server URL --out PICTURES ...
     python -m comfyui_ensemble.evaluation measure BENCHMARK PICTURES [PICTURES ...] --out RESULTS
     python -m comfyui_ensemble.evaluation report RESULTS
 
@@ -23,7 +23,8 @@ from .errors import EvaluationError
 from .paper_tables import benchmarks
 from .report_summary import Context
 
-PROGRAM = "python -m comfyui_ensemble.evaluation"
+PROGRAM = "python dev.py python -m comfyui_ensemble.evaluation"
+BATCH = "python dev.py python -m comfyui_ensemble.batch"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def _next_steps(made: Benchmark) -> list[str]:
     commands = []
     for name in made.queues:
         options = ["--name", "{key}", "--out", str(pictures / name), "--server", "http://127.0.0.1:8188"]
-        commands.append(["comfyui-ensemble", "batch", *_queue(made, name), *options])
+        commands.append([*BATCH.split(), *_queue(made, name), *options])
     results = made.folder.with_name(f"{made.folder.name}_results")
     folders = [str(pictures / name) for name in made.queues]
     commands.append([*PROGRAM.split(), "measure", str(made.folder), *folders, "--out", str(results)])

@@ -2,17 +2,19 @@
 
     python -m comfyui_ensemble.pose_db.scale measure --entries 1000000 --folder FOLDER
 
-Memory is that of two processes that search the same collection at the same time: what each holds for itself, and the pages of
-the collection's files, of which each is charged its share ("proportional set size", Linux alone).
+Memory is that of two processes that search the same collection at the same time, on a thread each: what each holds for itself, and
+the pages of the collection's files, of which each is charged its share ("proportional set size", Linux alone).
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -127,8 +129,9 @@ def _in_processes(path: Path, entries: int) -> dict[str, Any]:
     processes = [
         context.Process(target=_search, args=(path, entries, number, barrier, answers)) for number in range(PROCESSES)
     ]
-    for process in processes:
-        process.start()
+    with _one_thread_each():
+        for process in processes:
+            process.start()
     found = [answers.get(timeout=SECONDS) for _ in processes]
     for process in processes:
         process.join()
@@ -140,6 +143,18 @@ def _in_processes(path: Path, entries: int) -> dict[str, Any]:
         "processor_ms": 1000 * float(np.median([one["busy"] for one in found])),
         "memory_mib": [{name: round(value, 1) for name, value in one["memory"].items()} for one in found],
     }
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that are started meanwhile compute on one thread: others would spin, and count as processor time."""
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _search(path: Path, entries: int, number: int, barrier: Barrier, answers: Any) -> None:

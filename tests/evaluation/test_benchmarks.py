@@ -149,7 +149,10 @@ def test_says_what_to_do_next(datasets, tmp_path, capfd):
     said = capfd.readouterr().err
     assert "36 pictures to make" in said
     for queue in ("3_subjects", "4_subjects"):
-        assert f"comfyui-ensemble batch '{tmp_path}/bench mark/queues/{queue}/workflow.json'" in said
+        assert (
+            f"python dev.py python -m comfyui_ensemble.batch '{tmp_path}/bench mark/queues/{queue}/workflow.json'"
+            in said
+        )
     assert f"measure '{tmp_path}/bench mark' '{tmp_path}/bench mark_pictures/3_subjects'" in said
 
 
