@@ -1,7 +1,7 @@
 """The command line: build a benchmark, measure its pictures, write a report.
 
     python -m comfyui_ensemble.evaluation benchmark NAME DATASET --out BENCHMARK
-    python -m comfyui_ensemble.batch BENCHMARK/queues/.../workflow.json BENCHMARK/queues/.../jobs.jsonl --server URL --out PICTURES ...
+    python -m comfyui_ensemble.batch BENCHMARK/queues/.../workflow.json BENCHMARK/queues/.../jobs.jsonl --out PICTURES ...
     python -m comfyui_ensemble.evaluation measure BENCHMARK PICTURES [PICTURES ...] --out RESULTS
     python -m comfyui_ensemble.evaluation report RESULTS
 

@@ -86,6 +86,21 @@ class EnsembleTrainingData(io.ComfyNode):
                     optional=True,
                     tooltip="How many puppets a built-in picture shows at most. A manifest's pictures are as they are.",
                 ),
+                io.Int.Input(
+                    "fewest_people",
+                    default=1,
+                    min=1,
+                    max=MOST_PEOPLE,
+                    optional=True,
+                    tooltip="How many puppets a built-in picture shows at least.",
+                ),
+                io.Boolean.Input(
+                    "looks",
+                    default=True,
+                    optional=True,
+                    tooltip="Whether captions of built-in pictures say what everybody wears. Without, 'a girl' is all, and a model"
+                    " must learn from the references who she is, as AnyStory should.",
+                ),
             ],
             outputs=[DATA.Output(display_name="data", tooltip="Connect it to a training node.")],
         )
@@ -103,10 +118,25 @@ class EnsembleTrainingData(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, manifest: str, resolution: int, reference_resolution: int, seed: int, most_people: int = 2
+        cls,
+        manifest: str,
+        resolution: int,
+        reference_resolution: int,
+        seed: int,
+        most_people: int = 2,
+        fewest_people: int = 1,
+        looks: bool = True,
     ) -> io.NodeOutput:
+        if fewest_people > most_people:
+            raise InputError(
+                cls.DISPLAY_NAME,
+                "fewest_people",
+                f"it is {fewest_people}, more than most_people, which is {most_people}; lower it",
+            )
         try:
-            source = _source(manifest, resolution, reference_resolution, seed, most_people)
+            source = _source(
+                manifest, resolution, reference_resolution, seed, people=(fewest_people, most_people), looks=looks
+            )
             return io.NodeOutput(TrainingData(source, resolution, reference_resolution, seed))
         except TrainingError as error:
             raise InputError(cls.DISPLAY_NAME, error.input_name, str(error)) from None
@@ -119,14 +149,16 @@ def _manifests() -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def _source(manifest: str, resolution: int, reference_resolution: int, seed: int, most_people: int) -> Source:
+def _source(
+    manifest: str, resolution: int, reference_resolution: int, seed: int, people: tuple[int, int], looks: bool
+) -> Source:
     _check_choice(manifest)
     if manifest in PUPPETS:
         from ..training.puppets import PuppetSource  # a dozen modules that no start of ComfyUI needs
 
         try:
             return PuppetSource(
-                seed, (resolution, resolution), reference_resolution, (1, most_people), PUPPETS[manifest]
+                seed, (resolution, resolution), reference_resolution, people, PUPPETS[manifest], looks=looks
             )
         except ValueError as error:
             raise InputError(EnsembleTrainingData.DISPLAY_NAME, "most_people", str(error)) from None

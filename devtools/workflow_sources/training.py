@@ -24,10 +24,10 @@ run is queued again. From an API client or a terminal it runs without the page.
 """
 
 
-def data(kind: str) -> Node:
+def data(kind: str, **inputs: Any) -> Node:
     """The built-in puppets, small."""
-    inputs = {"manifest": f"puppets: {kind}", "resolution": 96, "reference_resolution": 64, "seed": 0}
-    return Node("data", "EnsembleTrainingData", 0, inputs)
+    small = {"manifest": f"puppets: {kind}", "resolution": 96, "reference_resolution": 64, "seed": 0}
+    return Node("data", "EnsembleTrainingData", 0, {**small, **inputs})
 
 
 def training(key: str, node: str, column: int, config: dict[str, Any], **inputs: Any) -> Node:
@@ -97,7 +97,7 @@ TRAIN_ANYSTORY = Workflow(
     nodes=[
         *tiny_sdxl_models(0),
         VISION,
-        data("people"),
+        data("people", looks=False),
         training(
             "encoder",
             "EnsembleTrainAnyStoryEncoder",

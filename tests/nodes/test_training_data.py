@@ -88,6 +88,22 @@ def test_most_people_is_what_it_says():
     assert most(1) == 1 and 2 < most(4) <= 4
 
 
+def test_fewest_people_is_what_it_says():
+    data = run("puppets: people", most_people=3, fewest_people=2)
+    assert {len(data.load(draw).subjects) for draw in data.batch(0, 16)} == {2, 3}
+    with pytest.raises(InputError) as caught:
+        run("puppets: people", most_people=2, fewest_people=3)
+    assert str(caught.value) == "Training Data, fewest_people: it is 3, more than most_people, which is 2; lower it."
+
+
+def test_without_looks_captions_do_not_say_what_anybody_wears():
+    told, silent = (run("puppets: people", most_people=1, looks=looks) for looks in (True, False))
+    for draw in told.batch(0, 8):
+        (one,), (other,) = told.load(draw).subjects, silent.load(draw).subjects
+        assert " in a" in one.description and other.description.split()[1:] in (["girl"], ["boy"], ["woman"], ["man"])
+        assert torch.equal(one.reference, other.reference)
+
+
 @pytest.mark.parametrize("name", ["none.jsonl", "../dogs.jsonl", "/etc/passwd", "notes.json", "set", ""])
 def test_a_manifest_that_is_not_there_is_a_sentence(inputs: Path, name: str):
     write_manifest(inputs)
