@@ -42,12 +42,15 @@ def rows() -> list[Row]:
     case = cases(device.type == "cpu")[0]
     model = random_model(case, device)
     found: list[Row] = []
-    for make, sample in ((_astra, _astra_sample(case)), (_one_for_all, _one_for_all_sample(case))):
+    for name, make, sample in (
+        ("astra", _astra, _astra_sample(case)),
+        ("one_for_all", _one_for_all, _one_for_all_sample(case)),
+    ):
         for checkpointing in (False, True):
             task = make(model, checkpointing)
             words = ", checkpointing" if checkpointing else ""
             title = f"{task.name}, FLUX.1 blocks, latent {case.size[0]} x {case.size[1]}{words}"
-            id = f"flux_block_training{make.__name__}{'_checkpointing' if checkpointing else ''}"
+            id = f"flux_block_training.{name}{'_checkpointing' if checkpointing else ''}"
             found += step_rows(id, title, measured_task(task, sample, device), device)
             del task
             gc.collect()

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import folder_paths
@@ -43,7 +44,7 @@ def inputs(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(
-    manifest: str, resolution: int = 64, reference_resolution: int = 48, seed: int = 0, **others: int
+    manifest: str, resolution: int = 64, reference_resolution: int = 48, seed: int = 0, **others: Any
 ) -> TrainingData:
     return EnsembleTrainingData.execute(manifest, resolution, reference_resolution, seed, **others).args[0]
 
