@@ -7,8 +7,8 @@ that of the tensors a step makes, without those that are there before it.
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.latent_formats
@@ -24,7 +24,7 @@ from comfyui_ensemble.training.anystory_encoder import AnyStoryEncoderTask
 from comfyui_ensemble.training.anystory_router import AnyStoryRouterTask
 from comfyui_ensemble.training.task import Prepared, Task
 from devtools.bench_row import Row
-from devtools.bench_training import SDXLPart, cases, measured_task, random_model, step_rows
+from devtools.bench_training import SDXLPart, cases, random_model, task_rows
 
 SUBJECTS, PATCHES = 2, 257  # of CLIP ViT-H/14
 
@@ -53,13 +53,9 @@ def rows() -> list[Row]:
     anystory = make_anystory({name: value.bfloat16() for name, value in fresh_anystory(sizes, 0).items()}, sizes)
     found: list[Row] = []
     for stage in ("encoder", "router"):
-        for checkpointing in (False, True):
-            measured = measured_task(_task(stage, model, anystory, checkpointing), _sample(sizes, case.size), device)
-            words = ", checkpointing" if checkpointing else ""
-            title = f"AnyStory {stage}, SDXL blocks, latent {case.size[0]} x {case.size[1]}, {SUBJECTS} subjects{words}"
-            id = f"anystory_training.{stage}{'_checkpointing' if checkpointing else ''}"
-            found += step_rows(id, title, measured, device)
-            gc.collect()
+        title = f"AnyStory {stage}, SDXL blocks, latent {case.size[0]} x {case.size[1]}, {SUBJECTS} subjects"
+        make = partial(_task, stage, model, anystory)
+        found += task_rows(f"anystory_training.{stage}", title, make, _sample(sizes, case.size), device)
     return found
 
 

@@ -7,8 +7,8 @@ trained in float32. Peak memory is that of the tensors a step makes, without tho
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -29,7 +29,7 @@ from comfyui_ensemble.training.one_for_all import OneForAll
 from comfyui_ensemble.training.one_for_all_config import OneForAllConfig
 from comfyui_ensemble.training.task import Prepared
 from devtools.bench_row import Row
-from devtools.bench_training import FLUX, Case, cases, measured_task, random_model, step_rows
+from devtools.bench_training import FLUX, Case, cases, random_model, task_rows
 
 BLOCKS = {"double_blocks": FLUX["depth"], "single_blocks": FLUX["depth_single_blocks"]}
 PATCHES = 257  # of CLIP ViT-L/14
@@ -42,18 +42,12 @@ def rows() -> list[Row]:
     case = cases(device.type == "cpu")[0]
     model = random_model(case, device)
     found: list[Row] = []
-    for name, make, sample in (
-        ("astra", _astra, _astra_sample(case)),
-        ("one_for_all", _one_for_all, _one_for_all_sample(case)),
+    for name, task, make, sample in (
+        ("astra", ASTRA.name, _astra, _astra_sample(case)),
+        ("one_for_all", OneForAll.name, _one_for_all, _one_for_all_sample(case)),
     ):
-        for checkpointing in (False, True):
-            task = make(model, checkpointing)
-            words = ", checkpointing" if checkpointing else ""
-            title = f"{task.name}, FLUX.1 blocks, latent {case.size[0]} x {case.size[1]}{words}"
-            id = f"flux_block_training.{name}{'_checkpointing' if checkpointing else ''}"
-            found += step_rows(id, title, measured_task(task, sample, device), device)
-            del task
-            gc.collect()
+        title = f"{task}, FLUX.1 blocks, latent {case.size[0]} x {case.size[1]}"
+        found += task_rows(f"flux_block_training.{name}", title, partial(make, model), sample, device)
     return found
 
 

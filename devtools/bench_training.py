@@ -202,8 +202,18 @@ def _measured(case: Case, patcher: ModelPatcher, parameters: Sequence[torch.Tens
     )
 
 
-def measured_task(task: Task, sample: Prepared, device: torch.device) -> Measured:
-    """What a step of a training costs, of one sample."""
+def task_rows(id: str, title: str, make: Callable[[bool], Task], sample: Prepared, device: torch.device) -> list[Row]:
+    """What a step of a training costs, of one sample; `make` builds it with and without gradient checkpointing."""
+    found: list[Row] = []
+    for checkpointing in (False, True):
+        measured = _measured_task(make(checkpointing), sample, device)
+        more = ("_checkpointing", ", checkpointing") if checkpointing else ("", "")
+        found += step_rows(f"{id}{more[0]}", f"{title}{more[1]}", measured, device)
+        gc.collect()
+    return found
+
+
+def _measured_task(task: Task, sample: Prepared, device: torch.device) -> Measured:
     parameters = [value for module in task.modules().values() for value in module.parameters() if value.requires_grad]
     with host_in_training():
         return _of_steps(lambda: task.losses([sample], [0])["loss"].mean(), parameters, device)

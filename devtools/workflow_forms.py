@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfyui_ensemble.batch.declared import SEEDS
+from comfyui_ensemble.batch.declared import Declared
 
 COLUMN_WIDTH, COLUMN_GAP, ROW_GAP, TOP = 340, 60, 50, 60
 TITLE_HEIGHT, SOCKET_HEIGHT, WIDGET_HEIGHT, TEXT_HEIGHT = 40, 22, 26, 110
@@ -159,8 +159,7 @@ def _graph_node(node: Node, number: int, object_info: Mapping[str, Any]) -> dict
             # A linked widget keeps a place in the list; what stands there is what it would be without the link.
             widgets.append(options.get("default", "") if isinstance(value, Link) else value)
             height += TEXT_HEIGHT if options.get("multiline") else WIDGET_HEIGHT
-            # The page gives every seed such a widget, whether the node asks for it or not.
-            if options.get("control_after_generate", type_ == "INT" and name in SEEDS):
+            if Declared(name, type_, options).is_seed:
                 widgets.append("fixed")
                 height += WIDGET_HEIGHT
             if options.get("image_upload"):

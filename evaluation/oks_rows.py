@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..pose_db.keypoints import PoseFrame
-from .oks import frame_scores, read_found, read_truth
+from .oks import person_scores, read_found, read_truth
 from .oks_precision import People
 from .results import Measurement
 
@@ -21,13 +21,14 @@ def oks_rows(blank: Measurement, names: Sequence[str], pose: PoseFrame, referenc
     Raises:
         EvaluationError: see `oks.frame_scores`.
     """
+    truth, notes = read_truth(reference)
+    found = read_found(pose, reference)
     rows = [
         replace(blank, subject=_name(names, number), score=person.score, note=person.note)
-        for number, person in enumerate(frame_scores(pose, reference))
+        for number, person in enumerate(person_scores(found, truth, notes))
     ]
     first, *others = rows or [replace(blank, note="nobody is in the reference")]
-    truth, _notes = read_truth(reference)
-    return [replace(first, people=People.of(read_found(pose, reference), truth).written()), *others]
+    return [replace(first, people=People.of(found, truth).written()), *others]
 
 
 def _name(names: Sequence[str], number: int) -> str:

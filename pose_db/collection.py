@@ -40,7 +40,7 @@ from safetensors.numpy import save_file
 from ..models_info.files import whole_file
 from .code_index import CodeIndex, Lists
 from .codes import Quantizer
-from .collection_shards import AGAIN, ShardRecord, Shards, shard_folder
+from .collection_shards import AGAIN, COMMAND, ShardRecord, Shards, shard_folder
 from .database import EMBEDDING_WIDTH, PoseDatabaseError, load_database
 from .index import FlatIndex, Index
 from .keypoints import PoseFrame, frame_from_people
@@ -49,7 +49,6 @@ from .retriever import PoseRetriever
 
 HEADER = "pose_collection"
 FORMAT, VERSION = "ensemble-pose-collection", "1"
-COMMAND = "python dev.py python -m comfyui_ensemble.pose_db.scale"
 _TENSORS = ("centres", "prototypes", "offsets", "entries", "codes")
 _TEXTS_KEPT = 8  # shards whose texts stay in memory
 

@@ -22,7 +22,8 @@ from .database import (
 )
 from .mapped_file import map_tensors
 
-AGAIN = "get it again, or build the collection anew with `python dev.py python -m comfyui_ensemble.pose_db.scale`"
+COMMAND = "python dev.py python -m comfyui_ensemble.pose_db.scale"
+AGAIN = f"get it again, or build the collection anew with `{COMMAND}`"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class Miniature:
         measured: metric -> how many scores.
         references: how many the page shows.
         beside: a paper's table that stands in the report.
+        reported: what else stands there.
+        queued: what stands in the jobs.
     """
 
     write: Callable[[Path], Path]
@@ -51,6 +53,8 @@ class Miniature:
     measured: dict[str, int]
     references: int
     beside: str
+    reported: tuple[str, ...] = ()
+    queued: tuple[str, ...] = ()
 
 
 MINIATURES = {
@@ -62,6 +66,7 @@ MINIATURES = {
         {"OKS": 6, "CLIP-I": 6, "DINO": 6, "CLIP-T": 3},
         6,
         "ASTRA, Table 3",
+        ("| **tiny** | **1.0000 \\[1.0000, 1.0000\\]** |",),
     ),
     "dreambench": Miniature(
         write_small_dreambench, ("--seeds", "1"), 2, (), {"CLIP-I": 2, "DINO": 2, "CLIP-T": 2}, 2, "ASTRA, Table 1"
@@ -78,14 +83,22 @@ MINIATURES = {
     "humanbench": Miniature(  # a queue of four references, and one of three, with a dress
         partial(write_small_humanbench, each=2),
         ("--pairs", "2", "--seeds", "1"),
-        1,
+        3,
         ("--metrics", "DINOv2", "GME-T", "FashionCLIP-T", "--model", "FashionCLIP-T={clip}"),
-        {"DINOv2": 7, "GME-T": 2, "FashionCLIP-T": 5},
-        7,
+        {"DINOv2": 21, "GME-T": 6, "FashionCLIP-T": 15},
+        21,
         "One-for-All, Table 1",
     ),
-    "seal": Miniature(
-        write_small_seal, ("--count", "4"), 2, (), {"CLIP-T": 2, "DINO": 2}, 2, "SeAl, main results, Human-Pose"
+    "seal": Miniature(  # pairs that AnchorAlign aligns and pairs that it leaves alone
+        write_small_seal,
+        ("--count", "4"),
+        4,
+        (),
+        {"CLIP-T": 4, "DINO": 4},
+        4,
+        "SeAl, main results, Human-Pose",
+        ("(human, pose)",),
+        ('"Anchor Align.enabled": true', '"Anchor Align.enabled": false'),
     ),
 }
 
@@ -119,6 +132,8 @@ def test_from_the_dataset_to_the_report(server: ComfyServer, encoders: Path, tmp
     bench, results = tmp_path / "bench", tmp_path / "results"
     assert main(["benchmark", name, str(tmp_path / "dataset"), "--out", str(bench), *small.building]) == 0
     cases = read_cases(bench / "manifest.jsonl")
+    jobs = "".join(path.read_text(encoding="utf-8") for path in bench.glob("queues/*/jobs.jsonl"))
+    assert all(text in jobs for text in small.queued)
     folders = make(server, bench, tmp_path / "pictures", small.jobs)
     made = {path.stem: path for folder in folders for path in Path(folder).glob("*.png")}
     assert len(made) == small.jobs * len(folders) and made.keys() <= {case.key for case in cases}
@@ -130,7 +145,10 @@ def test_from_the_dataset_to_the_report(server: ComfyServer, encoders: Path, tmp
     measuring = [argument.format(**known) for argument in small.measuring]
     assert main(["measure", str(bench), *folders, "--out", str(results), *measuring]) == 0
     said = capfd.readouterr().err
-    found, _files, _context = read_measured(results)
+    found, _files, context = read_measured(results)
+    assert context.benchmark == {"dreambench-pairs": "dreambench-multi"}.get(
+        name, name
+    )  # as the papers' tables have it
     assert Counter(each.metric for each in found if each.score is not None) == small.measured
     assert {each.note for each in found if each.score is None} <= {"the picture was not made"}
     assert {each.score for each in found if each.metric == "OKS"} <= {1.0}
@@ -139,6 +157,7 @@ def test_from_the_dataset_to_the_report(server: ComfyServer, encoders: Path, tmp
     assert "The report is in" in capfd.readouterr().err
     text = (results / "report" / "report.md").read_text(encoding="utf-8")
     assert f"## Beside {small.beside}" in text and "| **tiny** | **" in text
+    assert all(words in text for words in small.reported)
     assert ("| AP | 1.0000 | 6 |  |" in text) == ("OKS" in small.measured)
     page = (results / "report" / "report.html").read_text(encoding="utf-8")
     assert page.count("<article>") == len(cases) and page.count("no picture") == len(cases) - len(made)

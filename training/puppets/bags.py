@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .canvas import Mark, Way, outlined
-from .figure import WRISTS, Figure
+from .figure import WRISTS, Figure, unit
 from .identity import Item, Puppet
 
 
@@ -43,7 +43,7 @@ def _straps(bag: Item, shape: Figure) -> list[Mark]:
 
 def _backpack(bag: Item, shape: Figure) -> list[Mark]:
     top, bottom = (shape.trunk[0] + shape.trunk[1]) / 2, (shape.trunk[2] + shape.trunk[3]) / 2
-    down = _unit(bottom - top)
+    down = unit(bottom - top)
     length = max(abs(bottom - top), 0.2 * shape.size)
     wide = abs(shape.trunk[1] - shape.trunk[0]) / 2
     half = 1j * down * (wide if shape.back else wide + 0.06 * shape.size)
@@ -61,7 +61,7 @@ def _backpack(bag: Item, shape: Figure) -> list[Mark]:
 
 def _pouch(bag: Item, shape: Figure, middle: complex, down: complex, half: float) -> list[Mark]:
     """A bag with a flap, its middle at `middle`."""
-    tall = half * shape.size * _unit(down)
+    tall = half * shape.size * unit(down)
     across = 1j * tall
     high, low = middle - 0.7 * tall, middle + 0.9 * tall
     fold = middle + 0.1 * tall
@@ -72,7 +72,3 @@ def _pouch(bag: Item, shape: Figure, middle: complex, down: complex, half: float
     body = np.array([high - across, high + across, low + 1.15 * across, low - 1.15 * across])
     flap = np.array([high - across, high + across, fold + 0.8 * across, fold - 0.8 * across])
     return [*marks, *outlined(body, "bag", bag.rgb, shape.size), Mark(flap, "bag", bag.second_rgb, Way.CONVEX)]
-
-
-def _unit(vector: complex) -> complex:
-    return vector / max(abs(vector), 1e-6)

@@ -135,7 +135,7 @@ class Canvas:
 
 def _fixed(marks: Sequence[Mark]) -> np.ndarray:
     """All marks' points, one after the other, as OpenCV's fixed-point numbers (n, 2) int32."""
-    points = np.concatenate([mark[0] if mark[0].ndim == 1 else mark[0].ravel() for mark in marks])
+    points = np.concatenate([mark[0] for mark in marks], axis=None)
     scale = FINER << FRACTION
     # The middle of a pixel is a whole number in both sizes.
     return np.rint(points.view(np.float64).reshape(-1, 2) * scale + (scale - (1 << FRACTION)) / 2).astype(np.int32)

@@ -8,7 +8,7 @@ import numpy as np
 
 from .canvas import Mark, Way, edge, outlined, shaded
 from .cloth import spots
-from .figure import BONE, HIPS, KNEES, NECK, Figure, dot
+from .figure import BONE, HIPS, KNEES, NECK, Figure, dot, unit
 from .identity import Colour, Item, Puppet
 
 # Rows and columns of a pattern on each part: as many as fit its length when nothing foreshortens it.
@@ -122,7 +122,7 @@ def _skirt(shape: Figure, item: Item, part: str, length: float, name: str) -> li
         for hip, knee in zip(HIPS, KNEES, strict=True)
     )
     _, _, third, fourth = shape.trunk
-    across = (fourth - third) / max(abs(fourth - third), 1e-6)
+    across = unit(fourth - third)
     if dot(left - right, across) < 0:
         right, left = left, right
     flare = across * max(0.085, 0.13 - 0.2 * abs(left - right) / shape.size) * shape.size

@@ -116,6 +116,11 @@ def cross(one: complex, other: complex) -> float:
     return (one.conjugate() * other).imag
 
 
+def unit(vector: complex) -> complex:
+    """A vector of the plane at length 1; one without a length stays short."""
+    return vector / max(abs(vector), 1e-6)
+
+
 def figure(puppet: Puppet, body: np.ndarray, size: float | None = None) -> Figure:
     """The body of `puppet` on keypoints `body` (18, 3) in pixels; `size` is its stature where that is known already."""
     size = stature(body) if size is None else size
@@ -184,8 +189,7 @@ def _head(joints: list[complex], sure: list[float], size: float) -> tuple[comple
     seen = [joints[joint] for joint in EARS if sure[joint] > 0]
     if len(seen) < 2:
         seen = [joints[joint] for joint in _HEAD_JOINTS if sure[joint] > 0]
-    trunk = joints[NECK] - (joints[HIPS[0]] + joints[HIPS[1]]) / 2
-    trunk /= max(abs(trunk), 1e-6)
+    trunk = unit(joints[NECK] - (joints[HIPS[0]] + joints[HIPS[1]]) / 2)
     if not seen:
         return joints[NECK] + 0.117 * size * trunk, trunk
     middle = sum(seen) / len(seen)
@@ -214,10 +218,10 @@ def _limbs(joints: list[complex], size: float, girth: float, yaw: float) -> tupl
     """Outlines and edges (bones, 12) and corners (bones, 4) of all bones, both sides of each."""
     flat = np.array(joints)
     starts, ends, tips = flat[_FROM], flat[_TO], flat[_TIPS]
-    before = _unit(tips - flat[_BEFORE])
+    before = _units(tips - flat[_BEFORE])
     starts = np.concatenate([starts, tips])
     ends = np.concatenate([starts[:_JOINED] + _SHARE * (ends - starts[:_JOINED]), tips + size * _beyond(before, yaw)])
-    along = _unit(ends - starts)
+    along = _units(ends - starts)
     radii = (size * girth) * _RADII * along[:, None]  # (bones, 2), along the bone
     middles = np.stack([ends, starts], axis=1)[..., None]  # (bones, 2, 1)
     outlines = middles + radii[:, ::-1, None] * _CAPS  # (bones, 2, 6)
@@ -226,7 +230,8 @@ def _limbs(joints: list[complex], size: float, girth: float, yaw: float) -> tupl
     return outlines.reshape(-1, 12), edges.reshape(-1, 12), corners
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def _units(vectors: np.ndarray) -> np.ndarray:
+    """As `unit`, of many."""
     return vectors / np.maximum(np.abs(vectors), 1e-6)
 
 

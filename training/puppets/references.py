@@ -111,7 +111,7 @@ def _standing(puppet: Puppet, size: int, from_behind: bool) -> tuple[Mark, ...]:
 
 def _enlarged(marks: Sequence[Mark], size: int) -> list[Mark]:
     """Marks that fill a square of side `size` but for a margin."""
-    points = np.concatenate([mark.points.ravel() for mark in marks])
+    points = np.concatenate([mark.points for mark in marks], axis=None)
     low = complex(np.real(points).min(), np.imag(points).min())
     high = complex(np.real(points).max(), np.imag(points).max())
     scale = (1 - 2 * _MARGIN) * size / max((high - low).real, (high - low).imag)
