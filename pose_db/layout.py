@@ -157,12 +157,13 @@ def side_by_side(groups: Sequence[Group | None], width: int, height: int) -> lis
     margin = MARGIN * min(width, height)
     present = [group for group in groups if group is not None]
     close_up = bool(present) and all(group.cut_off for group in present)
-    sizes = np.array([_size_in_statures(group, close_up) for group in groups])  # (n, 2)
-    room = np.array([width - 2 * margin, height - margin if close_up else height - 2 * margin])
-    tall = min(room[0] / (sizes[:, 0].sum() + GAP * (len(groups) - 1)), room[1] / sizes[:, 1].max())
+    sizes = [_size_in_statures(group, close_up) for group in groups]
+    room = width - 2 * margin, height - margin if close_up else height - 2 * margin
+    broad, high = sum(size[0] for size in sizes), max(size[1] for size in sizes)
+    tall = min(room[0] / (broad + GAP * (len(groups) - 1)), room[1] / high)
     tall = tall if close_up else min(tall, room[1])
-    ground = height if close_up else height - margin - FOREGROUND * (room[1] - tall * sizes[:, 1].max())
-    space = (room[0] - tall * sizes[:, 0].sum()) / (len(groups) + 1)
+    ground = height if close_up else height - margin - FOREGROUND * (room[1] - tall * high)
+    space = (room[0] - tall * broad) / (len(groups) + 1)
     places: list[Placement | None] = []
     left = margin + space
     for group, size in zip(groups, sizes, strict=True):
@@ -179,14 +180,15 @@ def side_by_side(groups: Sequence[Group | None], width: int, height: int) -> lis
 def _size_in_statures(group: Group | None, close_up: bool) -> tuple[float, float]:
     if group is None:
         return EMPTY_ROOM
-    bottom = group.box[3] if close_up else group.soles
-    return (group.box[2] - group.box[0]) / group.stature, (bottom - group.box[1]) / group.stature
+    left, top, right, bottom = group.box.tolist()
+    bottom = bottom if close_up else group.soles
+    return (right - left) / group.stature, (bottom - top) / group.stature
 
 
 def in_box(group: Group, box: tuple[float, float, float, float]) -> Placement:
     """As large as fits into box (x, y, width, height), in the middle of its lower edge."""
     x, y, width, height = box
-    left, top, right, bottom = group.box
+    left, top, right, bottom = group.box.tolist()
     scale = min(width / (right - left), height / (bottom - top))
     return Placement(scale, np.array([x + width / 2 - scale * (left + right) / 2, y + height - scale * bottom]))
 

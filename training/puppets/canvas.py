@@ -125,11 +125,14 @@ class Canvas:
         right, bottom = -(-(FINER * left + width + 1) // FINER), -(-(FINER * top + height + 1) // FINER)
         drawn = self._inks[FINER * top : FINER * bottom, FINER * left : FINER * right]
         room = picture[top:bottom, left:right]
-        table = np.zeros((_MAX_INKS + 1, 1, 3), dtype=np.uint8)
-        table[1 : len(self._numbers) + 1, 0] = [colour for _, _, colour in self._numbers]
-        fine = cv2.resize(room, drawn.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        cv2.copyTo(cv2.applyColorMap(drawn, table), drawn, fine)
-        room[:] = cv2.resize(fine, room.shape[1::-1], interpolation=cv2.INTER_AREA)
+        # Four channels, so that a pixel is one number: OpenCV's `applyColorMap` would wake all its threads for these few.
+        table = np.zeros((len(self._numbers) + 1, 4), dtype=np.uint8)
+        table[1:, :3] = [colour for _, _, colour in self._numbers]
+        coloured = table.view(np.uint32).take(drawn).view(np.uint8).reshape(*drawn.shape, 4)
+        fine = cv2.resize(cv2.cvtColor(room, cv2.COLOR_RGB2RGBA), drawn.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        cv2.copyTo(coloured, drawn, fine)
+        small = cv2.resize(fine, room.shape[1::-1], interpolation=cv2.INTER_AREA)
+        cv2.cvtColor(small, cv2.COLOR_RGBA2RGB, room)
         return picture
 
 

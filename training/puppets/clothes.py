@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -42,26 +43,30 @@ def cloth(
     return marks
 
 
-def _bare(shape: Figure, names: Sequence[str], side: int, part: str, colour: Colour) -> list[Mark]:
+def _bare(shape: Figure, names: tuple[str, ...], side: int, part: str, colour: Colour) -> list[Mark]:
     """Bones of one colour with one dark edge around all of them."""
-    bones = [(name, side) for name in names]
-    marks = _edges(shape, bones, part, colour)
-    return marks + [Mark(shape.limbs[BONE[bone]], part, colour, Way.CONVEX, 0.0, bone) for bone in bones]
+    marks = _edges(shape, names, side, part, colour)
+    limbs = shape.limbs
+    return marks + [Mark(limbs[number], part, colour, Way.CONVEX, 0.0, bone) for bone, number in _bones(names, side)]
 
 
-def _clothed(shape: Figure, names: Sequence[str], side: int, part: str, item: Item) -> list[Mark]:
+def _clothed(shape: Figure, names: tuple[str, ...], side: int, part: str, item: Item) -> list[Mark]:
     """Bones in cloth with one dark edge around all of them."""
-    bones = [(name, side) for name in names]
-    marks = _edges(shape, bones, part, item.rgb)
-    for bone in bones:
-        number = BONE[bone]
+    marks = _edges(shape, names, side, part, item.rgb)
+    for bone, number in _bones(names, side):
         marks += cloth(shape.limbs[number], shape.corners[number], part, item, bone[0], bone=bone)
     return marks
 
 
-def _edges(shape: Figure, bones: Sequence[tuple[str, int]], part: str, colour: Colour) -> list[Mark]:
-    dark = shaded(colour)
-    return [Mark(shape.edges[BONE[bone]], part, dark, Way.CONVEX, 0.0, bone) for bone in bones]
+def _edges(shape: Figure, names: tuple[str, ...], side: int, part: str, colour: Colour) -> list[Mark]:
+    dark, edges = shaded(colour), shape.edges
+    return [Mark(edges[number], part, dark, Way.CONVEX, 0.0, bone) for bone, number in _bones(names, side)]
+
+
+@lru_cache(maxsize=64)
+def _bones(names: tuple[str, ...], side: int) -> list[tuple[tuple[str, int], int]]:
+    """Some bones of a side, with their numbers."""
+    return [((name, side), BONE[name, side]) for name in names]
 
 
 def arm(puppet: Puppet, shape: Figure, side: int) -> list[Mark]:

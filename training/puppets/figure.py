@@ -39,6 +39,7 @@ _GUESSES = (
 )
 _FACE_JOINTS = [NOSE, *EYES]
 _HEAD_JOINTS = [*_FACE_JOINTS, *EARS]
+_FINGERTIPS, _TOES = (18, 19), (20, 21)  # come after the joints, see `_tips`
 # Bones: name, joints they run between, the share of the way they go, radius at both ends.
 _BONES = (
     ("upper_arm", SHOULDERS, ELBOWS, 1.0, 0.038, 0.033),
@@ -51,20 +52,23 @@ _BONES = (
     ("short_trouser", HIPS, KNEES, 0.75, 0.068, 0.066),
     ("shank", KNEES, ANKLES, 1.0, 0.045, 0.034),
     ("lower_trouser", KNEES, ANKLES, 0.95, 0.053, 0.050),
+    ("hand", WRISTS, _FINGERTIPS, 1.0, 0.033, 0.036),
+    ("foot", ANKLES, _TOES, 1.0, 0.036, 0.034),
 )
-_ENDS = (("hand", 0.033, 0.036), ("foot", 0.036, 0.034))  # beyond wrists and ankles
 # Number of every bone by name and side, such as ``("thigh", 0)``; 0 is the right side.
-BONE = {key: number for number, key in enumerate((name, side) for name, *_ in (*_BONES, *_ENDS) for side in (0, 1))}
+BONE = {key: number for number, key in enumerate((name, side) for name, *_ in _BONES for side in (0, 1))}
 _FROM = np.array([pair for _, pair, *_ in _BONES]).ravel()
 _TO = np.array([pair for _, _, pair, *_ in _BONES]).ravel()
-_JOINED = len(_FROM)  # bones between two joints; hands and feet come after them
-_TIPS, _BEFORE = np.array([*WRISTS, *ANKLES]), np.array([*ELBOWS, *KNEES])
 _SHARE = np.array([bone[3] for bone in _BONES]).repeat(2)
-_RADII = np.array([bone[-2:] for bone in (*_BONES, *_ENDS)]).repeat(2, axis=0)  # (bones, 2)
+_RADII = np.array([bone[-2:] for bone in _BONES]).repeat(2, axis=0)  # (bones, 2)
 _HALF_CIRCLE = np.exp(1j * np.linspace(-np.pi / 2, np.pi / 2, 6))
-_CAPS = np.stack([_HALF_CIRCLE, -_HALF_CIRCLE])  # around the end of a bone, then around its start
-_ACROSS = np.array([-1j, 1j])
-_OUTWARD = np.array([-0.035, 0.035])
+_CAPS = np.concatenate([_HALF_CIRCLE, -_HALF_CIRCLE])  # around the end of a bone, then around its start
+# Points of a bone: its outline, the outline's dark edge, its corners; and which of its joints they surround, 0 the start.
+_OUTLINE, _EDGE, _CORNERS = slice(0, 12), slice(12, 24), slice(24, 28)
+_JOINT = np.array([1] * 6 + [0] * 6 + [1] * 6 + [0] * 6 + [0, 0, 1, 1])
+_ROUND = _RADII[:, _JOINT] * np.concatenate([_CAPS, _CAPS, [-1j, 1j, -1j, 1j]])  # (bones, 28), for a bone to the right
+_GROWN = np.zeros(28, dtype=np.complex128)
+_GROWN[_EDGE] = EDGE * _CAPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,33 +220,24 @@ def _half_width(half: float, least: float, size: float, girth: float) -> float:
 
 def _limbs(joints: list[complex], size: float, girth: float, yaw: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Outlines and edges (bones, 12) and corners (bones, 4) of all bones, both sides of each."""
-    flat = np.array(joints)
-    starts, ends, tips = flat[_FROM], flat[_TO], flat[_TIPS]
-    before = _units(tips - flat[_BEFORE])
-    starts = np.concatenate([starts, tips])
-    ends = np.concatenate([starts[:_JOINED] + _SHARE * (ends - starts[:_JOINED]), tips + size * _beyond(before, yaw)])
-    along = _units(ends - starts)
-    radii = (size * girth) * _RADII * along[:, None]  # (bones, 2), along the bone
-    middles = np.stack([ends, starts], axis=1)[..., None]  # (bones, 2, 1)
-    outlines = middles + radii[:, ::-1, None] * _CAPS  # (bones, 2, 6)
-    edges = outlines + (EDGE * size) * along[:, None, None] * _CAPS
-    corners = np.concatenate([middles[:, 1] + radii[:, :1] * _ACROSS, middles[:, 0] + radii[:, 1:] * _ACROSS], axis=1)
-    return outlines.reshape(-1, 12), edges.reshape(-1, 12), corners
+    ends_of_bones = np.array([*joints, *_tips(joints, size, yaw)])
+    starts, ends = ends_of_bones[_FROM], ends_of_bones[_TO]
+    ends = starts + _SHARE * (ends - starts)
+    along = ends - starts
+    along /= np.maximum(np.abs(along), 1e-6)
+    points = along[:, None] * ((size * girth) * _ROUND + size * _GROWN)
+    points += np.stack([starts, ends], axis=1)[:, _JOINT]
+    return points[:, _OUTLINE], points[:, _EDGE], points[:, _CORNERS]
 
 
-def _units(vectors: np.ndarray) -> np.ndarray:
-    """As `unit`, of many."""
-    return vectors / np.maximum(np.abs(vectors), 1e-6)
-
-
-def _beyond(before: np.ndarray, yaw: float) -> np.ndarray:
-    """From wrists to fingertips and from ankles to toes in statures, right and left: toes outward from the front, ahead
-    from the side.
-
-    Args:
-        before: (4,) unit vectors of the forearms, then of the shanks.
-    """
-    hands, shanks = before[:2], before[2:]
-    ahead = -1j * shanks  # to the right of the picture for a leg that stands
-    toes = (_OUTWARD * (1 - abs(yaw)) + 0.075 * yaw) * ahead + 0.022 * shanks
-    return np.concatenate([0.03 * hands, toes])
+def _tips(joints: list[complex], size: float, yaw: float) -> list[complex]:
+    """Fingertips and toes, right and left: toes outward from the front, ahead from the side."""
+    tips = []
+    for elbow, wrist in zip(ELBOWS, WRISTS, strict=True):
+        tips.append(joints[wrist] + 0.03 * size * unit(joints[wrist] - joints[elbow]))
+    for outward, knee, ankle in zip((-0.035, 0.035), KNEES, ANKLES, strict=True):
+        shank = unit(joints[ankle] - joints[knee])
+        ahead = -1j * shank  # to the right of the picture for a leg that stands
+        toe = (outward * (1 - abs(yaw)) + 0.075 * yaw) * ahead + 0.022 * shank
+        tips.append(joints[ankle] + size * toe)
+    return tips

@@ -20,7 +20,7 @@ from .figure import CHIN, EARS, HEAD_RADIUS, NECK
 from .identity import Puppet
 
 _SPLITS = {1: ((1,),), 2: ((2,), (1, 1)), 3: ((3,), (2, 1), (1, 1, 1)), 4: ((2, 2), (3, 1), (2, 1, 1), (1, 1, 1, 1))}
-_BROADEST = {1: 1.6, 2: 1.0, 3: 0.75, 4: 0.65}  # breadth by height of a person's room, by how many there are in all
+BROADEST = {1: 1.6, 2: 1.0, 3: 0.75, 4: 0.65}  # breadth by height of a person's room, by how many there are in all
 _FLESH = 0.05  # statures that trunk and limbs reach beyond layout's box
 _TALLEST = 0.8  # of the picture's height: a person's stature, so that somebody who crouches is not enlarged too much
 
@@ -89,7 +89,7 @@ def pose(entry: int, mirrored: bool = False) -> Pose:
 def choose_poses(dice: Dice, people: int) -> list[Pose]:
     """Entries for a picture of `people`, from left to right, none of them too broad for its share of the picture."""
     counts = dice.pick(_SPLITS[people])
-    return [pose(dice.pick(entries(count, _BROADEST[people])), dice.chance(0.5)) for count in counts]
+    return [pose(dice.pick(entries(count, BROADEST[people])), dice.chance(0.5)) for count in counts]
 
 
 def room(pose: Pose, puppets: Sequence[Puppet]) -> np.ndarray:
@@ -127,16 +127,13 @@ def place(
         groups.append(replace(entry.group, box=box, soles=float(box[3])))
         start = stop
     places = _places(groups, width, height)
-    corners = np.concatenate(
-        [group.box.reshape(2, 2) * where.scale + where.offset for group, where in zip(groups, places, strict=True)]
-    )
-    shrink, offset = _jitter(dice, corners, width, height)
+    shrink, offset = _jitter(dice, _box_around(groups, places), width, height)
     people, sizes = [], []
     for entry, where in zip(poses, places, strict=True):
         moved = entry.people.copy()
         moved[..., :2] = shrink * (where.scale * moved[..., :2] + where.offset) + offset
         people.append(moved)
-        sizes += [float(shrink * where.scale * size) for size in entry.sizes]
+        sizes += [shrink * where.scale * size for size in entry.sizes]
     return np.concatenate(people), sizes
 
 
@@ -148,10 +145,21 @@ def _places(groups: Sequence[Group], width: int, height: int) -> list[Placement]
     return [in_box(groups[0], ((1 - share) * width / 2, 0.0, share * width, share * height))]
 
 
-def _jitter(dice: Dice, corners: np.ndarray, width: int, height: int) -> tuple[float, np.ndarray]:
-    """A little smaller, and anywhere in the room that is left: scale, and offset (2,)."""
+def _box_around(groups: Sequence[Group], places: Sequence[Placement]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of everybody once they are placed."""
+    corners = []
+    for group, where in zip(groups, places, strict=True):
+        (left, top, right, bottom), (x, y), scale = group.box.tolist(), where.offset.tolist(), where.scale
+        corners += [(scale * left + x, scale * top + y), (scale * right + x, scale * bottom + y)]
+    across, tall = zip(*corners, strict=True)
+    return min(across), min(tall), max(across), max(tall)
+
+
+def _jitter(
+    dice: Dice, box: tuple[float, float, float, float], width: int, height: int
+) -> tuple[float, tuple[float, float]]:
+    """A little smaller, and anywhere in the room that is left: scale, and how far to the right and down."""
     shrink = dice.between(0.88, 0.98)
-    low, high = shrink * corners.min(axis=0), shrink * corners.max(axis=0)
-    free = height - high[1] + low[1]  # most of it stays above: whoever lies or jumps is still near the ground
-    offset = [dice.between(-low[0], width - high[0]), height - high[1] - dice.between(0, 0.4) * free]
-    return shrink, np.array(offset)
+    left, top, right, bottom = (shrink * side for side in box)
+    free = height - bottom + top  # most of it stays above: whoever lies or jumps is still near the ground
+    return shrink, (dice.between(-left, width - right), height - bottom - dice.between(0, 0.4) * free)

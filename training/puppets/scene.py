@@ -101,20 +101,21 @@ def far_to_near(people: np.ndarray) -> list[int]:
     """Farthest is who has most joints hidden within somebody else's reach, else whose lowest joint is highest."""
     if len(people) == 1:
         return [0]
-    return sorted(range(len(people)), key=lambda number: (-_behind(people, number), people[number, :, 1].max()))
+    lowest = people[:, :, 1].max(axis=1).tolist()
+    return sorted(range(len(people)), key=lambda number: (-_behind(people, number), lowest[number]))
 
 
 def _behind(people: np.ndarray, number: int) -> int:
     """How many joints of a person are hidden where somebody else is."""
-    own = people[number]
-    hidden = own[(own[:, 2] > 0) & (own[:, 2] < SURE), :2]
-    if not len(hidden):
+    hidden = [(x, y) for x, y, sure in people[number].tolist() if 0 < sure < SURE]
+    if not hidden:
         return 0
     count = 0
     for other, body in enumerate(people):
         there = body[body[:, 2] > 0, :2]
         if other != number and len(there):
-            count += int(((hidden >= there.min(axis=0)) & (hidden <= there.max(axis=0))).all(axis=1).sum())
+            (left, top), (right, bottom) = there.min(axis=0).tolist(), there.max(axis=0).tolist()
+            count += sum(left <= x <= right and top <= y <= bottom for x, y in hidden)
     return count
 
 
