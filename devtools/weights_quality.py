@@ -20,6 +20,7 @@ import comfyui_ensemble.training  # noqa: F401 (tells the host that there may be
 from comfyui_ensemble.attention_patches.anystory_file import load_anystory
 from comfyui_ensemble.models_info.registry import TINY_ANYSTORY, TINY_SDXL_VAE, TINY_VAE
 from comfyui_ensemble.training.ablations.anystory_study import AnyStoryStudy
+from comfyui_ensemble.training.ablations.flux_study import CFG
 from comfyui_ensemble.training.ablations.models import Models
 from comfyui_ensemble.training.ablations.worlds import Case, Sizes, World
 from comfyui_ensemble.training.encoding import keep_nothing
@@ -100,7 +101,7 @@ def main() -> None:
     cases = World(Sizes(scenes=chosen.scenes), "people", people=(2, 2), tested=(2, 2)).cases
     models = Models()
     encoders = flux_encoders(models.flux, models.vae, models.clip, None, keep_nothing)
-    settings = FluxBaseConfig(picture_guidance=1.0, picture_steps=STEPS, pose_line_width=2)
+    settings = FluxBaseConfig(picture_steps=STEPS, picture_cfg=CFG, pose_line_width=2)
     task = FluxBase(TrainableModel(models.flux, "frozen"), encoders, settings)
     with torch.no_grad():
         for entry, network in ((TINY_VAE, models.vae), (TINY_SDXL_VAE, models.sdxl_vae)):

@@ -166,7 +166,7 @@ def _check_distinct(prompts: Sequence[str], tags: Sequence[dict[str, Any]]) -> N
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; its one line of output is JSON with the counts."""
     parser = argparse.ArgumentParser(
-        prog="python -m comfyui_ensemble.pose_db.builder", description="Build the bundled pose database."
+        prog="python dev.py python -m comfyui_ensemble.pose_db.builder", description="Build the bundled pose database."
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)

@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m comfyui_ensemble.pose_db.factory", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python dev.py python -m comfyui_ensemble.pose_db.factory", description=__doc__
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("variations", help="write prompts that vary actions systematically")

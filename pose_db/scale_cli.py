@@ -16,6 +16,7 @@ from ..batch.journal import JournalError
 from ..batch.queue_client import QueueClient, QueueError
 from .alignment import DEFAULT_WEIGHTS, parse_weights
 from .collection import CollectionRetriever, open_collection
+from .collection_shards import COMMAND
 from .database import PoseDatabaseError
 from .encoder import SentenceEncoder, bundled_minilm_folder
 from .evaluate import load_held_out
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m comfyui_ensemble.pose_db.scale",
+        prog=COMMAND,
         description="Pose collections of millions of entries. The same command goes on after any crash.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

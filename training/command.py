@@ -94,7 +94,7 @@ def _usage() -> str:
 
 def _parser(name: str, trainer: Trainer) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m comfyui_ensemble.training {name}", description=trainer.description
+        prog=f"python dev.py python -m comfyui_ensemble.training {name}", description=trainer.description
     )
     parser.add_argument("--config", type=Path, help="JSON file of settings; without one, the paper's")
     parser.add_argument("--out", type=Path, required=True, help="the run's folder: checkpoints, log, pictures, weights")

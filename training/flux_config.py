@@ -24,6 +24,7 @@ class FluxConfig(TrainingConfig):
         pose_dropout: share of batches that learn without their pose maps.
         picture_steps: of sample pictures.
         picture_guidance: what the model is told for them.
+        picture_cfg: how far they are drawn away from what the model makes of no words, references and poses; 1 for not at all.
     """
 
     guidance: float = 1.0
@@ -33,12 +34,13 @@ class FluxConfig(TrainingConfig):
     pose_dropout: float = 0.0
     picture_steps: int = 20
     picture_guidance: float = 3.5
+    picture_cfg: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("pose_line_width", "picture_steps"):
             at_least(self, name, 1)
-        for name in ("guidance", "picture_guidance"):
+        for name in ("guidance", "picture_guidance", "picture_cfg"):
             at_least(self, name, 0)
         for name in ("reference_dropout", "pose_dropout"):
             share(self, name)

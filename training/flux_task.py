@@ -24,7 +24,7 @@ from ..attention_patches.reference_latents import with_references
 from . import objectives
 from .augment import dropped
 from .flux_config import NONE, PICTURE_SIZE, FluxConfig
-from .flux_encoding import FluxEncoders, as_pose, as_reference, draw_pose_map, subject_names
+from .flux_encoding import FluxEncoders, Prompt, as_pose, as_reference, draw_pose_map, subject_names
 from .groups import grouped, in_batch_order
 from .model import TrainableModel
 from .randomness import generator
@@ -118,14 +118,7 @@ class FluxTask(ABC):
         if pose is not None:
             latents.append(self.encoders.pose_map(pose))
             references.append(as_pose(latents[-1]))
-        return {
-            "latent": self.encoders.target(sample.target),
-            "text": prompt.text,
-            "pooled": prompt.pooled,
-            "spans": prompt.spans,
-            "references": latents,
-            "layout": Layout(tuple(references)),
-        }
+        return _prepared(self.encoders.target(sample.target), prompt, latents, references)
 
     def losses(self, batch: Sequence[Prepared], positions: Sequence[int]) -> dict[str, torch.Tensor]:
         groups = grouped(batch, self.structure)
@@ -190,17 +183,36 @@ class FluxTask(ABC):
             made = self.encoders.decode(self.draw(self._shown))
         return torch.cat((self.shown.target, made), dim=1)
 
+    def _of_nothing(self, prepared: Prepared) -> Prepared:
+        """A sample's picture without words, references and pose."""
+        return _prepared(prepared["latent"], self.encoders.prompt("", {}), [], [])
+
     def draw(self, prepared: Prepared) -> torch.Tensor:
         """The latent (1, C, h, w) that the host's sampler makes of a sample's conditions."""
         config = self.config
         guider = comfy.samplers.CFGGuider(self.patched([prepared]))
-        (positive,) = self.conditionings([prepared], config.picture_guidance)
-        guider.inner_set_conds({"positive": positive})
-        guider.set_cfg(1.0)
+        positive, negative = (
+            self.conditionings([each], config.picture_guidance)[0] for each in (prepared, self._of_nothing(prepared))
+        )
+        guider.inner_set_conds({"positive": positive, "negative": negative})
+        guider.set_cfg(config.picture_cfg)
         noise = torch.randn(prepared["latent"].shape, generator=generator(config.seed, "picture", 0))
         sigmas = comfy.samplers.calculate_sigmas(self.model.sampling, "simple", config.picture_steps)
         sampler: Any = comfy.samplers.sampler_object("euler")
         return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=config.seed)
+
+
+def _prepared(
+    target: torch.Tensor, prompt: Prompt, latents: list[torch.Tensor], references: Sequence[Reference]
+) -> Prepared:
+    return {
+        "latent": target,
+        "text": prompt.text,
+        "pooled": prompt.pooled,
+        "spans": prompt.spans,
+        "references": latents,
+        "layout": Layout(tuple(references)),
+    }
 
 
 def require_smaller_references(prepared: Prepared) -> Prepared:

@@ -13,6 +13,7 @@ seconds. They were trained for an hour on a CPU, on puppets in pictures of 128 x
 - Load VAE: `ae.safetensors`
 - replace *MiniLM Text Encoder* by *DualCLIPLoader* (`clip_l`, `t5xxl`, type flux)
 - 1024 x 1024 in *Empty Latent* and *Render Pose* (line_width 4), reference_size 512
+- cfg 1 in *KSampler*: FLUX.1 dev has its guidance learned, the tiny one has not
 """
 
 
@@ -51,7 +52,7 @@ def lora(column: int, model: str, name: str) -> Node:
 
 
 def sampling(column: int, model: str, positive: Link, size: tuple[int, int], prefix: str) -> list[Node]:
-    """Empty latent, sampler, decoder and saved picture; FLUX needs no negative prompt, so cfg is 1."""
+    """Empty latent, sampler, decoder and saved picture; the tiny FLUX has learned no guidance, so cfg is more than 1."""
     return [
         Node("negative", "CLIPTextEncode", column - 2, {"clip": Link("clip"), "text": ""}, title="Empty prompt"),
         Node("latent", "EmptySD3LatentImage", column, {"width": size[0], "height": size[1]}, title="Empty Latent"),
@@ -66,7 +67,7 @@ def sampling(column: int, model: str, positive: Link, size: tuple[int, int], pre
                 "latent_image": Link("latent"),
                 "seed": 1,
                 "steps": 20,
-                "cfg": 1.0,
+                "cfg": 2.0,
                 "sampler_name": "euler",
                 "scheduler": "simple",
             },

@@ -39,6 +39,7 @@ from comfyui_ensemble.training.tiny import tiny_vae
 from comfyui_ensemble.training.weights import save_weights
 from devtools.block_scenes import BlockScenes
 from devtools.training_checks import disturb, fresh_flux, learn_by_heart, losses, prepared_batch, slopes
+from nodes import CLIPTextEncode
 
 SMALL = ASTRAConfig(
     batch_size=4,
@@ -186,7 +187,9 @@ def test_what_is_left_out_is_not_there(make):
     )  # a fresh DSM says nothing yet, but has seen something
 
 
-def as_a_workflow(model, vae, clip, vision, dsm, sample: TrainingSample, mode: str, per_item: bool) -> torch.Tensor:
+def as_a_workflow(
+    model, vae, clip, vision, dsm, sample: TrainingSample, mode: str, per_item: bool, cfg: float
+) -> torch.Tensor:
     """What an artist gets of a sample's conditions: through the pack's nodes and the host's sampler."""
     subjects = [
         Subject(each.reference[None], each.reference_mask[None], each.name, each.description, each.category)
@@ -199,17 +202,24 @@ def as_a_workflow(model, vae, clip, vision, dsm, sample: TrainingSample, mode: s
     positive, layout = EnsembleReferenceLatents.execute(positive, vae, cast, 32, pose).args
     model, positive = EnsembleDSM.execute(model, positive, dsm, cast, vision, 1.0, 1.0, per_item).args
     model = EnsembleEURoPE.execute(model, layout, mode).args[0]
-    positive = node_helpers.conditioning_set_values(positive, {"guidance": SMALL.picture_guidance})
+    negative = CLIPTextEncode().encode(clip, "")[0]
+    positive, negative = (
+        node_helpers.conditioning_set_values(conditioning, {"guidance": SMALL.picture_guidance})
+        for conditioning in (positive, negative)
+    )
     noise = torch.randn(1, 16, height // 8, width // 8, generator=generator(SMALL.seed, "picture", 0))
     empty = torch.zeros_like(noise)
     return comfy.sample.sample(
-        model, noise, SMALL.picture_steps, 1.0, "euler", "simple", positive, [], empty, disable_pbar=True
+        model, noise, SMALL.picture_steps, cfg, "euler", "simple", positive, negative, empty, disable_pbar=True
     )
 
 
-@pytest.mark.parametrize(("mode", "per_item"), [(EUROPE, True), (SYMMETRIC_ROPE, False), (SYMMETRIC_UNOPE, False)])
-def test_the_files_do_in_a_workflow_what_was_trained(make, flux, vae, clip, vision, models, mode, per_item):
-    task, data = make(mode=mode, per_item=per_item)
+@pytest.mark.parametrize(
+    ("mode", "per_item", "cfg"),
+    [(EUROPE, True, 1.0), (EUROPE, True, 2.5), (SYMMETRIC_ROPE, False, 1.0), (SYMMETRIC_UNOPE, False, 1.5)],
+)
+def test_the_files_do_in_a_workflow_what_was_trained(make, flux, vae, clip, vision, models, mode, per_item, cfg):
+    task, data = make(mode=mode, per_item=per_item, picture_cfg=cfg)
     disturb(task)
     sample = data.load(data.batch(0, 4)[1])
     with torch.no_grad():
@@ -218,8 +228,8 @@ def test_the_files_do_in_a_workflow_what_was_trained(make, flux, vae, clip, visi
     assert (lora.parent.name, lora.name, adapter.name) == ("loras", "mine_lora.safetensors", "mine_dsm.safetensors")
     with torch.inference_mode():
         loaded, _ = comfy.sd.load_lora_for_models(flux, None, comfy.utils.load_torch_file(str(lora)), 1.0, 0.0)
-        made = as_a_workflow(loaded, vae, clip, vision, load_dsm(adapter), sample, mode, per_item)
-        base = as_a_workflow(flux, vae, clip, vision, load_dsm(adapter), sample, mode, per_item)
+        made = as_a_workflow(loaded, vae, clip, vision, load_dsm(adapter), sample, mode, per_item, cfg)
+        base = as_a_workflow(flux, vae, clip, vision, load_dsm(adapter), sample, mode, per_item, cfg)
     torch.testing.assert_close(made, trained, rtol=1e-3, atol=1e-4)
     assert (base - trained).abs().mean() > 0.01  # the LoRA matters
 

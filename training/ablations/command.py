@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     sizes = Sizes()
     parser = argparse.ArgumentParser(
-        prog="python -m comfyui_ensemble.training.ablations",
+        prog="python dev.py python -m comfyui_ensemble.training.ablations",
         description="Train, draw and measure the papers' ablations on puppets; the same command goes on where it was stopped.",
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"one or more of {', '.join(ABLATIONS)}; or all")

@@ -23,6 +23,8 @@ from .runs import run_settings
 from .table import Drawn
 from .worlds import Case, World
 
+CFG = 2.0  # as in the workflows
+
 # (model, vae, clip, vision, data, config, keep) -> the task and the data as it draws them
 Build = Callable[..., tuple[FluxTask, TrainingData]]
 
@@ -66,7 +68,7 @@ class FluxStudy:
         self, training: Mapping[str, Any], steps: int, seed: int, folder: Path, report: Callable[[Progress], None]
     ) -> FluxTask:
         sizes, models = self.world.sizes, self.models
-        drawing = {"picture_steps": sizes.draw_steps, "picture_guidance": 1.0}
+        drawing = {"picture_steps": sizes.draw_steps, "picture_guidance": 1.0, "picture_cfg": CFG}
         config = read_config(self.config, {**run_settings(steps, seed), **self.settings, **drawing, **training})
         data = TrainingData(self.source, sizes.resolution, sizes.reference, seed)
         task, data = self.build(models.flux, models.vae, models.clip, models.vision, data, config, self.keep)

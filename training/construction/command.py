@@ -83,7 +83,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m comfyui_ensemble.training.construction",
+        prog="python dev.py python -m comfyui_ensemble.training.construction",
         description="Training data from a folder of pictures. The same command continues what was stopped.",
     )
     parser.add_argument("folder", type=Path, help="of pictures; those in its folders are taken too")
@@ -175,6 +175,10 @@ def _judge(chosen: argparse.Namespace) -> Remote:
 def _workflow(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise TrainingError(
+            f"the workflow {path} cannot be read ({error.strerror}); save one with Workflow > Export (API)"
+        ) from None
     except ValueError:
         raise TrainingError(f"{path.name} is not JSON; save the workflow with Workflow > Export (API)") from None
 

@@ -51,7 +51,9 @@ def _failed(sentence: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m comfyui_ensemble.training.puppets", description="Draw puppets.")
+    parser = argparse.ArgumentParser(
+        prog="python dev.py python -m comfyui_ensemble.training.puppets", description="Draw puppets."
+    )
     parser.add_argument("--out", type=Path, help="a folder for pictures, masks and manifest.jsonl")
     parser.add_argument("--count", type=_count, default=100, help="how many pictures")
     parser.add_argument("--size", type=_size, default=(128, 128), metavar="WxH", help="of the pictures, in pixels")

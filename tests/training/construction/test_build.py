@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -447,6 +448,8 @@ def test_the_command_says_what_is_wrong(world, bright_sam, tiny_models, tmp_path
     assert "poses is 3; it must be true or false" in said("--config", str(tmp_path / "bad.json"))
     missing = str(tmp_path / "nowhere.json")
     assert said("--config", missing).startswith(f"--config {missing}: it cannot be read (")
+    for option in ("--workflow", "--judge"):
+        assert re.search(r"cannot be read \(.+\); save one with Workflow > Export", said(option, missing))
     (tmp_path / "bad.json").write_text('{"min_side": 32}', encoding="utf-16")
     assert "bad.json: it is not in UTF-8; save it again" in said("--config", str(tmp_path / "bad.json"))
     (tmp_path / "bad.json").write_text("{")
