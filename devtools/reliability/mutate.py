@@ -27,6 +27,7 @@ from devtools.reliability.workload import Prompt
 MALFORMED_SHARE = 0.15
 LONE_SHARE = 0.35
 POLL_SECONDS = 0.02
+END_SECONDS = 10  # that a server which ends may take for it
 # What workflows may write, seen from the data folder.
 ALLOWED = ("output/", "temp/", "models/")
 PRODUCTS = ("loras", "ensemble_dsm", "ensemble_dam", "ensemble_anystory", "pose_databases")
@@ -186,11 +187,19 @@ def attempt(server: SandboxServer, case: Case, known: frozenset[str], limits: Li
         if server.alive:
             server.forget(answer["prompt_id"])
     except (OSError, http.client.HTTPException) as error:
-        if server.alive:
-            server.kill()
-            return Verdict("defect", f"it does not answer any more ({error!r}):\n{server.last_lines()}")
-        return Verdict("defect", f"it died:\n{server.last_lines(30)}")
+        return _silent(server, error)
     return partly if partly.outcome == "defect" else verdict
+
+
+def _silent(server: SandboxServer, error: Exception) -> Verdict:
+    """About a server that does not answer any more."""
+    if not server.ends_within(END_SECONDS):
+        server.kill()
+        return Verdict("defect", f"it does not answer any more ({error!r}):\n{server.last_lines()}")
+    trace = server.end_trace()
+    if trace and PACK_FOLDER not in trace:
+        return Verdict("host error", f"the host ended:\n{trace}")
+    return Verdict("defect", f"it died:\n{server.last_lines(30)}")
 
 
 def send(server: SandboxServer, body: bytes) -> tuple[int, Any]:

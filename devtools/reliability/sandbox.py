@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,22 @@ class SandboxServer(ComfyServer):
         text = self.log.read_text(encoding="utf-8", errors="replace")
         _, found, end = text.rpartition("Exception in thread")
         return end if found and "(prompt_worker)" in end.partition("\n")[0] else ""
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether the process has ended after so many seconds at most."""
+        assert self.process is not None
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def end_trace(self) -> str:
+        """The traceback that is the last the server said, and so what ended it; empty where it said something else."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        _, found, end = text.rpartition("Traceback (most recent call last):\n")
+        is_last = all(line[:1].isspace() for line in end.rstrip().splitlines()[:-1])
+        return end if found and is_last else ""
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """What became of a workflow; None while it waits or runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,33 @@ def test_the_host_answers_malformed_bodies(sandbox: SandboxServer, object_info, 
     """With an error of its own at worst; the pack has no part in it."""
     verdict = attempt(sandbox, Case(0, "body", body), titles(object_info), Limits())
     assert verdict.outcome in ("refused", "host error") and sandbox.alive
+
+
+def test_a_request_that_ends_the_host_is_the_host_s(sandbox: SandboxServer, quick, object_info):
+    """ComfyUI 0.30 ends when it answers a client whose name is no text."""
+    body = json.dumps({"prompt": quick["short_invert"], "client_id": {}}).encode()
+    verdict = attempt(sandbox, Case(0, "client", body), titles(object_info), Limits())
+    assert verdict.outcome in ("host error", "refused", "executed"), verdict
+    assert sandbox.alive == (verdict.outcome != "host error")
+    if not sandbox.alive:
+        sandbox.kill()
+        sandbox.start()
+    assert sandbox.run(quick["short_invert"])["outputs"]
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        ("a\nTraceback (most recent call last):\n  File x\n    y\nTypeError: z\n", True),
+        ("Traceback (most recent call last):\n  File x\nTypeError: z\ngot prompt\n", False),
+        ("got prompt\n", False),
+        ("", False),
+    ],
+)
+def test_what_ended_a_server_is_the_last_it_said(tmp_path: Path, log: str, found: bool):
+    server = SandboxServer(data=tmp_path, models=tmp_path, root=tmp_path)
+    server.log.write_text(log)
+    assert ("TypeError: z" in server.end_trace()) == found
 
 
 def test_partly_good_workflows_run_their_good_part(sandbox: SandboxServer, quick):
