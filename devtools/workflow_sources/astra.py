@@ -125,8 +125,8 @@ ASTRA_MULTI_SUBJECT = Workflow(
             3,
             {
                 "clip": Link("clip"),
-                "text": "a woman in a red striped shirt and blue trousers waving, a man in a green t-shirt and white trousers"
-                " sitting on a chair, a woman in a purple dotted dress dancing",
+                "text": "a woman in a red striped shirt and blue trousers waving with the right hand, a man in a green t-shirt and"
+                " white trousers sitting on a chair and a woman in a purple dotted dress dancing with both arms raised on a beach",
             },
             title="Encode the prompt",
         ),

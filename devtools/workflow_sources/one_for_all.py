@@ -67,7 +67,7 @@ FACE_TOP_BOTTOM_BAG = Workflow(
     nodes=[
         *cast_of(FACE, TOP, BOTTOM, BAG),
         *prompt_and_references(
-            "subject_bag", "{face}, wearing {top} and {bottom}, carrying {bag}, in front of a brick wall"
+            "subject_bag", "{face} in {top} and {bottom} with {bag} standing with arms crossed in a park"
         ),
         *positions_and_temperature("unet"),
         Node(
@@ -110,7 +110,7 @@ DRESS_WORKFLOW = Workflow(
     columns=("1. Pictures", "2. Cast", "3. Models and text", "4. References, positions, DAM", "5. Picture"),
     nodes=[
         *cast_of(FACE, DRESS, BAG),
-        *prompt_and_references("subject_bag", "{face} in {dress}, holding {bag}, on a balcony"),
+        *prompt_and_references("subject_bag", "{face} in {dress} with {bag} standing on a beach"),
         *positions_and_temperature("unet"),
         *sampling(4, "dam", Link("guidance"), (SIDE, SIDE), "ensemble/one_for_all_dress"),
     ],
@@ -147,7 +147,7 @@ WITH_POSE = Workflow(
         Node("show_pose", "PreviewImage", 1, {"images": Link("render")}, title="The pose"),
         *prompt_and_references(
             "subject_bottom",
-            "{face} dancing with both arms raised, wearing {top} and {bottom}",
+            "{face} in {top} and {bottom} dancing with both arms raised in a room",
             pose_image=Link("render"),
         ),
         Node("europe", "EnsembleEURoPE", 3, {"model": Link("unet"), "layout": Link("references", 1)}),
