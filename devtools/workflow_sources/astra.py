@@ -48,7 +48,7 @@ ASTRA_POSE_AND_IDENTITY = Workflow(
         ),
         Node("guidance", "FluxGuidance", 4, {"conditioning": Link("references")}),
         Node("europe", "EnsembleEURoPE", 4, {"model": Link("unet"), "layout": Link("references", 1)}),
-        *sampling(5, "europe", Link("guidance"), (SIDE, SIDE), "ensemble/astra"),
+        *sampling(5, "europe", Link("guidance"), (SIDE, SIDE), "ensemble/astra", seed=8),
         Node("query", "EnsemblePromptNormalizer", 2, {"prompt": Link("prompt")}),
     ],
     notes=[
@@ -70,7 +70,6 @@ Paper: ASTRA, retrieval-augmented pose guidance and disentangled position embedd
     ],
 )
 
-WIDE = 3 * SIDE // 2  # room for three
 ACTIONS = {
     "alice": "a woman waving with the right hand",
     "bruno": "a man sitting on a chair",
@@ -110,10 +109,10 @@ ASTRA_MULTI_SUBJECT = Workflow(
             "EnsemblePoseLayout",
             2,
             {f"poses.pose{number}": Link(f"retrieve_{name}") for number, name in enumerate(ACTIONS)}
-            | {"width": WIDE, "height": SIDE},
+            | {"width": SIDE, "height": SIDE},
         ),
         Node(
-            "render", "EnsemblePoseRender", 2, {"pose": Link("layout"), "width": WIDE, "height": SIDE, "line_width": 2}
+            "render", "EnsemblePoseRender", 2, {"pose": Link("layout"), "width": SIDE, "height": SIDE, "line_width": 2}
         ),
         Node("show_pose", "PreviewImage", 2, {"images": Link("render")}, title="All poses"),
         *tiny_models(3),
@@ -157,7 +156,7 @@ ASTRA_MULTI_SUBJECT = Workflow(
             },
         ),
         Node("guidance", "FluxGuidance", 4, {"conditioning": Link("dsm", 1)}),
-        *sampling(5, "dsm", Link("guidance"), (WIDE, SIDE), "ensemble/astra_multi"),
+        *sampling(5, "dsm", Link("guidance"), (SIDE, SIDE), "ensemble/astra_multi"),
     ],
     notes=[
         Note(3, "Which models", TINY_NOTE, 420),

@@ -6,7 +6,7 @@ from devtools.workflow_forms import Link, Node
 
 SIDE, REFERENCE = 128, 64  # pixels; what the tiny models were trained on
 TINY_NOTE = """The models chosen here are the **tiny ones that come with the pack**, so that the graph runs on any machine in
-seconds. They were trained for an hour on a CPU, on puppets in pictures of 128 x 128 pixels, and know nothing else.
+seconds. They were trained for hours on one CPU core, on puppets in pictures of 128 x 128 pixels, and know nothing else.
 
 **For real pictures**, with FLUX.1 dev:
 - Load Diffusion Model: `flux1-dev.safetensors`
@@ -51,7 +51,7 @@ def lora(column: int, model: str, name: str) -> Node:
     return Node("lora", "LoraLoaderModelOnly", column, {"model": Link(model), "lora_name": name})
 
 
-def sampling(column: int, model: str, positive: Link, size: tuple[int, int], prefix: str) -> list[Node]:
+def sampling(column: int, model: str, positive: Link, size: tuple[int, int], prefix: str, seed: int = 1) -> list[Node]:
     """Empty latent, sampler, decoder and saved picture; the tiny FLUX has learned no guidance, so cfg is more than 1."""
     return [
         Node("negative", "CLIPTextEncode", column - 2, {"clip": Link("clip"), "text": ""}, title="Empty prompt"),
@@ -65,7 +65,7 @@ def sampling(column: int, model: str, positive: Link, size: tuple[int, int], pre
                 "positive": positive,
                 "negative": Link("negative"),
                 "latent_image": Link("latent"),
-                "seed": 1,
+                "seed": seed,
                 "steps": 20,
                 "cfg": 2.0,
                 "sampler_name": "euler",

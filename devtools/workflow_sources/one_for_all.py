@@ -76,7 +76,7 @@ FACE_TOP_BOTTOM_BAG = Workflow(
             3,
             {"model": Link("dam"), "layout": Link("references", 1), "block": 4, "step": 10},
         ),
-        *sampling(4, "inspector", Link("guidance"), (SIDE, SIDE), "ensemble/one_for_all"),
+        *sampling(4, "inspector", Link("guidance"), (SIDE, SIDE), "ensemble/one_for_all", seed=3),
         Node(
             "maps",
             "EnsembleAttentionMaps",
@@ -112,7 +112,7 @@ DRESS_WORKFLOW = Workflow(
         *cast_of(FACE, DRESS, BAG),
         *prompt_and_references("subject_bag", "{face} in {dress} with {bag} standing on a beach"),
         *positions_and_temperature("unet"),
-        *sampling(4, "dam", Link("guidance"), (SIDE, SIDE), "ensemble/one_for_all_dress"),
+        *sampling(4, "dam", Link("guidance"), (SIDE, SIDE), "ensemble/one_for_all_dress", seed=2),
     ],
     notes=[
         Note(2, "Which models", KONTEXT_NOTE, 440),
