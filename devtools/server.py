@@ -161,10 +161,14 @@ class ComfyServer:
             self.process.wait()
         self.process = None
 
+    @property
+    def log_text(self) -> str:
+        """The log as it is now."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
     def last_lines(self, count: int = 15) -> str:
         """The end of the server's log."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(lines[-count:])
+        return "\n".join(self.log_text.splitlines()[-count:])
 
     def get(self, path: str) -> Any:
         """The JSON answer to a GET request."""

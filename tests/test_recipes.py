@@ -75,6 +75,7 @@ NAMES = re.findall(r"^def (test_\w+)", EXAMPLE[TEST], re.M)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_s_own_tests_pass(example, request: pytest.FixtureRequest, name: str):
     function = getattr(example[TEST], name)
+    assert "assert" in inspect.getsource(function)  # it looks at something, and raises where that is wrong
     function(**{fixture: request.getfixturevalue(fixture) for fixture in inspect.signature(function).parameters})
 
 

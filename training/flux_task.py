@@ -191,10 +191,12 @@ class FluxTask(ABC):
         """The latent (1, C, h, w) that the host's sampler makes of a sample's conditions."""
         config = self.config
         guider = comfy.samplers.CFGGuider(self.patched([prepared]))
-        positive, negative = (
-            self.conditionings([each], config.picture_guidance)[0] for each in (prepared, self._of_nothing(prepared))
+        asked = {"positive": prepared}
+        if config.picture_cfg != 1:
+            asked["negative"] = self._of_nothing(prepared)
+        guider.inner_set_conds(
+            {name: self.conditionings([each], config.picture_guidance)[0] for name, each in asked.items()}
         )
-        guider.inner_set_conds({"positive": positive, "negative": negative})
         guider.set_cfg(config.picture_cfg)
         noise = torch.randn(prepared["latent"].shape, generator=generator(config.seed, "picture", 0))
         sigmas = comfy.samplers.calculate_sigmas(self.model.sampling, "simple", config.picture_steps)

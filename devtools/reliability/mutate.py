@@ -171,7 +171,7 @@ def mutate(
 
 
 def _strays(server: SandboxServer, known: frozenset[str]) -> list[str]:
-    return stray_tracebacks(server.log.read_text(encoding="utf-8", errors="replace"), known)
+    return stray_tracebacks(server.log_text, known)
 
 
 def attempt(server: SandboxServer, case: Case, known: frozenset[str], limits: Limits) -> Verdict:

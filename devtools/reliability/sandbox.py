@@ -71,8 +71,7 @@ class SandboxServer(ComfyServer):
 
         The host answers on after that, and never runs anything again.
         """
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        _, found, end = text.rpartition("Exception in thread")
+        _, found, end = self.log_text.rpartition("Exception in thread")
         return end if found and "(prompt_worker)" in end.partition("\n")[0] else ""
 
     def ends_within(self, seconds: float) -> bool:
@@ -86,8 +85,7 @@ class SandboxServer(ComfyServer):
 
     def end_trace(self) -> str:
         """The traceback that is the last the server said, and so what ended it; empty where it said something else."""
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        _, found, end = text.rpartition("Traceback (most recent call last):\n")
+        _, found, end = self.log_text.rpartition("Traceback (most recent call last):\n")
         is_last = all(line[:1].isspace() for line in end.rstrip().splitlines()[:-1])
         return end if found and is_last else ""
 
